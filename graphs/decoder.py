@@ -1,0 +1,249 @@
+"""A causal decoder for static export: Llama, Mistral, Qwen2, Qwen3, Gemma 3 (text) and GPT-2 in one module.
+
+One graph serves prefill, plain decoding and tree verification. The data flow of a call with T query rows:
+
+    Frame    token ids -> embeddings; past_len, depth, ancestors -> positions, rotations, attention masks
+    Layer    x 30: attention over the cache, which it compacts and extends in one scatter, then the MLP
+    Readout  final norm -> hidden states of all rows; chosen rows -> top-K logits and their logsumexp
+
+The three parts are modules of their own because the exporter traces each distinct one once and repeats it.
+Shapes: T query rows, R logit rows, A kept rows, C cache capacity, H hidden size, D head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seqrt.graphs.config import DecoderConfig, LayerKind
+from seqrt.graphs.ops import tensor_scatter
+from seqrt.graphs.rope import cos_sin
+
+NUM_CANDIDATES = 256  # K: sampling is defined over so many tokens, so [R, vocabulary] stays on the device
+
+
+class UnitRMSNorm(nn.RMSNorm):
+    """RMSNorm whose stored weight is the difference from one (Gemma)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+
+
+def norm(config: DecoderConfig, size: int) -> nn.Module:
+    """The normalisation that `config.norm` names, over the last `size` values."""
+    kinds = {"rms": nn.RMSNorm, "rms_plus_one": UnitRMSNorm, "layer": nn.LayerNorm}
+    return kinds[config.norm](size, eps=config.norm_eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What every layer of one kind needs to know of the rows being computed.
+
+    Attributes:
+        cos, sin: rotations `[1, T, D/2]`; None with learned positions.
+        mask: bool `[1, 1, T, C]`, which cache rows each new row sees.
+        keep: int64 `[A]`, cache rows that move to the end of the committed ones.
+        write: int64 `[1]`, cache row of the first kept row.
+    """
+
+    cos: Tensor | None
+    sin: Tensor | None
+    mask: Tensor
+    keep: Tensor
+    write: Tensor
+
+
+class Frame(nn.Module):
+    """Embeds the tokens and derives from the positions what the layers of each kind share."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.kinds: tuple[LayerKind, ...] = tuple(sorted(set(config.layer_kinds)))
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.learned_positions:
+            self.position = nn.Embedding(config.max_positions, config.hidden_size)
+        for kind, rope in config.ropes.items():
+            cos, sin = cos_sin(rope, config.max_positions)
+            self.register_buffer(f"cos_{kind}", cos, persistent=False)
+            self.register_buffer(f"sin_{kind}", sin, persistent=False)
+
+    def forward(
+        self, token_ids: Tensor, ancestors: Tensor, depth: Tensor, past_len: Tensor, keep: Tensor, past_key: Tensor
+    ) -> list[Tensor]:
+        """Embeddings `[1, T, H]`, write row `[1]`, then mask (and cos, sin) of each kind in `self.kinds`.
+
+        `past_key` `[1, heads, C, D]` is read for its capacity only.
+        """
+        position = past_len + depth
+        x = self.embed(token_ids)
+        if self.config.learned_positions:
+            x = x + self.position(position)[None]
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        outputs = [x, past_len - keep.shape[0]]
+        for kind in self.kinds:
+            outputs.append(self._mask(kind, ancestors, depth, past_len, past_key.shape[2]))
+            if kind in self.config.ropes:
+                outputs += [getattr(self, f"{table}_{kind}")[position][None] for table in ("cos", "sin")]
+        return outputs
+
+    def _mask(self, kind: LayerKind, ancestors: Tensor, depth: Tensor, past_len: Tensor, capacity: int) -> Tensor:
+        """Bool `[1, 1, T, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
+        rows = ancestors.shape[0]
+        column = torch.arange(capacity)[None] - past_len  # relative to the first new row
+        is_new = (column >= 0) & (column < rows)
+        slot = column.clamp(0, rows - 1)
+        mask = (column < 0) | (is_new & torch.gather(ancestors, 1, slot.expand(rows, capacity)))
+        if kind == "sliding":
+            offset = torch.where(is_new, depth[slot], column)  # position of each cache row, relative to past_len
+            mask = mask & (depth[:, None] - offset < self.config.sliding_window)
+        return mask[None, None]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over a cache that is compacted and extended in place."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.num_heads * config.head_dim
+        self.qkv = nn.Linear(
+            config.hidden_size, width + 2 * config.num_kv_heads * config.head_dim, bias=config.qkv_bias
+        )
+        self.o = nn.Linear(width, config.hidden_size, bias=config.out_bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = norm(config, config.head_dim), norm(config, config.head_dim)
+
+    def forward(self, x: Tensor, rows: Rows, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[1, T, H]` and the caches `[1, kv heads, C, D]` to the same."""
+        config = self.config
+        num_q, num_kv = config.num_heads, config.num_kv_heads
+        heads = self.qkv(x).view(1, -1, num_q + 2 * num_kv, config.head_dim).transpose(1, 2)
+        if config.qk_norm:
+            query, key, value = heads.split([num_q, num_kv, num_kv], 1)
+            query, key = rotate(self.q_norm(query), rows), rotate(self.k_norm(key), rows)
+        else:  # one rotation for both: a node less in each layer
+            both, value = heads.split([num_q + num_kv, num_kv], 1)
+            query, key = rotate(both, rows).split([num_q, num_kv], 1)
+        key, value = extend(past_key, key, rows), extend(past_value, value, rows)
+        out, *_ = torch.onnx.ops.attention(query, key, value, rows.mask, scale=config.attention_scale)
+        return self.o(out.transpose(1, 2).reshape(1, -1, num_q * config.head_dim)), key, value
+
+
+def rotate(heads: Tensor, rows: Rows) -> Tensor:
+    """Rotary embedding of `[1, heads, T, D]`; nothing with learned positions."""
+    if rows.cos is None or rows.sin is None:
+        return heads
+    return torch.onnx.ops.rotary_embedding(heads, rows.cos, rows.sin)
+
+
+def extend(past: Tensor, new: Tensor, rows: Rows) -> Tensor:
+    """Moves the kept rows behind the committed ones and puts the new rows after them, in a single scatter.
+
+    Two scatters would read more plainly, but TensorRT refuses to chain them on one cache.
+    """
+    kept = past.index_select(2, rows.keep)
+    return tensor_scatter(past, torch.cat([kept, new], 2), rows.write)
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward; gate and up are one projection."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, wide = config.hidden_size, config.intermediate_size
+        self.up = nn.Linear(size, wide * (2 if config.gated_mlp else 1), bias=config.mlp_bias)
+        self.down = nn.Linear(wide, size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[1, T, H]` to the same."""
+        wide = self.up(x)
+        if not self.config.gated_mlp:
+            return self.down(self._activate(wide))
+        gate, up = wide.chunk(2, -1)
+        return self.down(self._activate(gate) * up)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.config.activation == "silu":
+            return nn.functional.silu(x)
+        approximate = "tanh" if self.config.activation == "gelu_tanh" else "none"
+        return nn.functional.gelu(x, approximate=approximate)
+
+
+class Layer(nn.Module):
+    """One decoder layer: attention and MLP, each normalised before and, in Gemma 3, after."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.attention_norm, self.mlp_norm = norm(config, size), norm(config, size)
+        self.attention, self.mlp = Attention(config), MLP(config)
+        self.attention_post_norm = norm(config, size) if config.post_norms else nn.Identity()
+        self.mlp_post_norm = norm(config, size) if config.post_norms else nn.Identity()
+
+    def forward(self, x: Tensor, rows: Rows, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[1, T, H]` and the layer's caches to the same."""
+        y, key, value = self.attention(self.attention_norm(x), rows, past_key, past_value)
+        x = x + self.attention_post_norm(y)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), key, value
+
+
+class Readout(nn.Module):
+    """Final norm and output layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm = norm(config, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.num_candidates = min(NUM_CANDIDATES, config.vocab_size)
+
+    def forward(self, x: Tensor, logit_rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Top-K ids and logits `[R, K]` (descending), logsumexp `[R]`, hidden `[T, H]`."""
+        hidden = self.norm(x)[0]
+        logits = self.head(hidden.index_select(0, logit_rows))
+        top = torch.topk(logits, self.num_candidates)
+        return top.indices, top.values, torch.logsumexp(logits, -1), hidden
+
+
+class Decoder(nn.Module):
+    """The whole model. With tied embeddings `embed` and `head` share their weight."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame = Frame(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in config.layer_kinds)
+        self.readout = Readout(config)
+        if config.tied_embeddings:
+            self.readout.head.weight = self.frame.embed.weight
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        ancestors: Tensor,
+        depth: Tensor,
+        past_len: Tensor,
+        logit_rows: Tensor,
+        keep: Tensor,
+        past: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """One step; inputs and outputs as the graph contract in docs/architecture.md names them."""
+        x, write, *shared = self.frame(token_ids, ancestors, depth, past_len, keep, past[0][0])
+        rows = rows_by_kind(self.frame, keep, write, shared)
+        present = []
+        for layer, kind, (key, value) in zip(self.layers, self.config.layer_kinds, past, strict=True):
+            x, key, value = layer(x, rows[kind], key, value)
+            present.append((key, value))
+        return *self.readout(x, logit_rows), present
+
+
+def rows_by_kind(frame: Frame, keep: Tensor, write: Tensor, shared: list[Tensor]) -> dict[LayerKind, Rows]:
+    """Sorts what `Frame` returned after the embeddings and the write row by the kind of layer it is for."""
+    remaining, rows = iter(shared), {}
+    for kind in frame.kinds:
+        mask = next(remaining)
+        cos, sin = (next(remaining), next(remaining)) if kind in frame.config.ropes else (None, None)
+        rows[kind] = Rows(cos, sin, mask, keep, write)
+    return rows

@@ -1,0 +1,35 @@
+"""Everything that seqrt raises on purpose.
+
+SeqrtError
+├── CheckpointError   a source model or head file is missing, damaged, unknown or contradicts itself
+├── ExportError       a graph could not be made, quantised, checked or written
+├── BundleError       a bundle is damaged, foreign, unsafe or lacks what was asked of it
+├── EngineError       an engine (ONNX Runtime, TensorRT) is missing or failed
+└── RequestError      the request cannot be served: prompt, tree, sampling or option values
+
+A message is one line: what was wrong, with the value, and what to do about it. RequestError is also a ValueError.
+"""
+
+
+class SeqrtError(Exception):
+    """Base of every error that seqrt raises on purpose; its text is one line for the user."""
+
+
+class CheckpointError(SeqrtError):
+    """A source model or head file is missing, damaged, unknown or contradicts itself."""
+
+
+class ExportError(SeqrtError):
+    """A graph could not be made, quantised, checked or written."""
+
+
+class BundleError(SeqrtError):
+    """A bundle is damaged, foreign, unsafe or lacks what was asked of it."""
+
+
+class EngineError(SeqrtError):
+    """An engine is missing or failed."""
+
+
+class RequestError(SeqrtError, ValueError):
+    """The request cannot be served: prompt, tree, sampling or option values."""
