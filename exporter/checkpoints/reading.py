@@ -1,0 +1,119 @@
+"""Plain files of a checkpoint directory: JSON objects and safetensors, whole or in shards."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from seqrt.errors import CheckpointError
+
+FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}; download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def one_line(error: BaseException) -> str:
+    """The text of `error` on one line, shortened where a library wrote a page."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies, before it is read; `dtype` is safetensors' name, such as BF16."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Safetensors:
+    """The tensors of one or several safetensors files, read on demand."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        """Read the headers of `files`.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or two hold the same tensor.
+        """
+        self.files = list(files)
+        self.entries: dict[str, Entry] = {}
+        for file in self.files:
+            header = _header(file)
+            twice = self.entries.keys() & header.keys()
+            if twice:
+                raise CheckpointError(
+                    f"tensor {min(twice)} is in two files of {file.parent}; download it again"
+                )
+            self.entries.update(header)
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "Safetensors":
+        """The weights of a Hugging Face directory, sharded or not.
+
+        Raises:
+            CheckpointError: as for the class, or the directory has no safetensors weights.
+        """
+        index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+        if index.exists():
+            return cls(_shards(index))
+        if single.exists():
+            return cls([single])
+        pickled = sorted(file.name for file in directory.glob("*.bin"))
+        if pickled:
+            raise CheckpointError(f"{directory} holds only {pickled[0]}; convert it to model.safetensors")
+        raise CheckpointError(f"{directory} has no model.safetensors; download the weights")
+
+    def read(self, key: str) -> torch.Tensor:
+        """One tensor, as stored.
+
+        The file is opened for this tensor alone, so that its mapped pages are given back with it and do not
+        add up to the size of the model.
+        """
+        with safe_open(self.entries[key].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
+        return tensor
+
+
+def _shards(index: Path) -> list[Path]:
+    """Files that an index names, all of them present and beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    outside = [name for name in names if Path(name).name != name or name in ("", "..")]
+    if outside:
+        raise CheckpointError(f"{index} names {outside[0]!r}, which is not a file beside it")
+    return [index.parent / name for name in names]
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; download it")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118, not a mapping
+            return {
+                key: Entry(file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({one_line(error)}); download it again"
+        ) from error
