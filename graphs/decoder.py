@@ -35,6 +35,19 @@ def norm(config: DecoderConfig, size: int) -> nn.Module:
     return kinds[config.norm](size, eps=config.norm_eps)
 
 
+class Linear(nn.Module):
+    """x @ weight + bias, with the weight as `[in, out]`: the layout that blocks along axis 0 quantise."""
+
+    def __init__(self, size_in: int, size_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size_in, size_out) / size_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(size_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What every layer of one kind needs to know of the rows being computed.
@@ -63,10 +76,11 @@ class Frame(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.learned_positions:
             self.position = nn.Embedding(config.max_positions, config.hidden_size)
-        for kind, rope in config.ropes.items():
-            cos, sin = cos_sin(rope, config.max_positions)
-            self.register_buffer(f"cos_{kind}", cos, persistent=False)
-            self.register_buffer(f"sin_{kind}", sin, persistent=False)
+        with torch.device("cpu"):  # the tables are no weights: a module made on the meta device needs them too
+            for kind, rope in config.ropes.items():
+                cos, sin = cos_sin(rope, config.max_positions)
+                self.register_buffer(f"cos_{kind}", cos, persistent=False)
+                self.register_buffer(f"sin_{kind}", sin, persistent=False)
 
     def forward(
         self, token_ids: Tensor, ancestors: Tensor, depth: Tensor, past_len: Tensor, keep: Tensor, past_key: Tensor
@@ -108,10 +122,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         width = config.num_heads * config.head_dim
-        self.qkv = nn.Linear(
-            config.hidden_size, width + 2 * config.num_kv_heads * config.head_dim, bias=config.qkv_bias
-        )
-        self.o = nn.Linear(width, config.hidden_size, bias=config.out_bias)
+        self.qkv = Linear(config.hidden_size, width + 2 * config.num_kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.o = Linear(width, config.hidden_size, bias=config.out_bias)
         if config.qk_norm:
             self.q_norm, self.k_norm = norm(config, config.head_dim), norm(config, config.head_dim)
 
@@ -154,8 +166,8 @@ class MLP(nn.Module):
         super().__init__()
         self.config = config
         size, wide = config.hidden_size, config.intermediate_size
-        self.up = nn.Linear(size, wide * (2 if config.gated_mlp else 1), bias=config.mlp_bias)
-        self.down = nn.Linear(wide, size, bias=config.mlp_bias)
+        self.up = Linear(size, wide * (2 if config.gated_mlp else 1), bias=config.mlp_bias)
+        self.down = Linear(wide, size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[1, T, H]` to the same."""

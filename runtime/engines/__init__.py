@@ -1,1 +1,51 @@
-"""Placeholder docstring; replaced by its owner."""
+"""Engines: what runs one graph. `Engine` is all that the rest of the runtime knows of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+__all__ = ["Array", "Engine", "TensorInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Element type and shape of a graph input or output; symbolic dimensions are strings."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | str, ...]
+
+
+class Engine(Protocol):
+    """One graph with named buffers, bound once and again only when a shape changes.
+
+    Usage of a step: write into `input(name, shape)` of each input, announce `output(name, shape)` of each output,
+    `run()`, and read the arrays that `output` returned. State (caches) is bound by `state` and stays on the device.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]:
+        """Graph inputs by name."""
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]:
+        """Graph outputs by name."""
+
+    def input(self, name: str, shape: Sequence[int]) -> Array:
+        """Host array of `shape` that the next run reads; valid until `input` is called with another shape."""
+
+    def output(self, name: str, shape: Sequence[int]) -> Array:
+        """Host array of `shape` that the next run fills; overwritten by each run."""
+
+    def state(self, past: str, present: str, shape: Sequence[int]) -> None:
+        """Binds one zeroed buffer as input `past` and output `present`; a larger shape keeps what was there."""
+
+    def run(self) -> None:
+        """Runs the graph once."""
+
+    def close(self) -> None:
+        """Releases everything; the arrays handed out stay valid."""

@@ -1,0 +1,104 @@
+"""Every exported graph against the torch module that it was traced from, on random inputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from seqrt.errors import ExportError
+from seqrt.graphs.config import DecoderConfig
+from seqrt.graphs.decoder import Decoder
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+_TOLERANCE: Final = 1e-3  # relative to the largest value of an output, or absolute below one
+_ROWS, _CAPACITY, _PAST, _KEPT = 8, 64, 20, 3
+
+
+def check_decoder(path: Path, decoder: Decoder) -> dict[str, float]:
+    """Largest difference per output between the decoder graph and torch, on a random tree over a random cache.
+
+    Raises:
+        ExportError: a difference is above the tolerance.
+    """
+    config = decoder.config
+    inputs = _decoder_inputs(config)
+    past = [
+        (torch.from_numpy(inputs[f"past_key.{i}"]), torch.from_numpy(inputs[f"past_value.{i}"]))
+        for i in range(config.num_layers)
+    ]
+    names = ("token_ids", "ancestors", "depth", "past_len", "logit_rows", "keep")
+    with torch.no_grad():
+        ids, logits, logsumexp, hidden, present = decoder(*(torch.from_numpy(inputs[name]) for name in names), past)
+        every = decoder.readout.head(hidden[torch.from_numpy(inputs["logit_rows"])])
+    found = run_exact(path, inputs)
+    expected = {"topk_logits": logits, "logsumexp": logsumexp, "hidden": hidden}
+    # Ties may come out in another order: what counts is that the chosen tokens have the logits they should.
+    expected["topk_ids"] = torch.gather(every, 1, torch.from_numpy(found["topk_ids"]))
+    found = {**found, "topk_ids": found["topk_logits"]}
+    for i, (key, value) in enumerate(present):
+        expected |= {f"present_key.{i}": key, f"present_value.{i}": value}
+    return _compare(path, {name: value.numpy() for name, value in expected.items()}, found)
+
+
+def check_graph(path: Path, module: nn.Module, inputs: Arrays, outputs: list[str]) -> dict[str, float]:
+    """The same for a graph with plain inputs; integer outputs are compared by how many of them differ."""
+    with torch.no_grad():
+        made = module(*(torch.from_numpy(value) for value in inputs.values()))
+    made = made if isinstance(made, tuple) else (made,)
+    expected = {name: value.numpy() for name, value in zip(outputs, made, strict=True)}
+    found = run_exact(path, inputs)
+    floats = [name for name in outputs if expected[name].dtype == np.float32]
+    return _compare(path, {name: expected[name] for name in floats}, found)
+
+
+def run_exact(path: Path, inputs: Arrays) -> dict[str, npt.NDArray[np.generic]]:
+    """Runs a graph on ONNX Runtime in float32 arithmetic, quantised weights included."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _compare(path: Path, expected: Arrays, found: Arrays) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            raise ExportError(f"{path.name}: {name} has shape {found[name].shape}, torch gives {value.shape}")
+        difference = float(np.abs(found[name].astype(np.float64) - value).max())
+        if not difference <= _TOLERANCE * max(1.0, float(np.abs(value).max())):
+            raise ExportError(
+                f"{path.name}: {name} differs from torch by {difference:.2g}; this is a fault of the exporter, please"
+                " report it with the model's config (--no-check exports anyway)"
+            )
+        group = name.split(".")[0]
+        worst[group] = max(worst.get(group, 0.0), difference)
+    return worst
+
+
+def _decoder_inputs(config: DecoderConfig) -> dict[str, npt.NDArray[np.generic]]:
+    rng = np.random.default_rng(0)
+    parents = [-1, *(int(rng.integers(0, i)) for i in range(1, _ROWS))]
+    ancestors = np.eye(_ROWS, dtype=np.bool_)
+    for i, parent in enumerate(parents[1:], start=1):
+        ancestors[i] |= ancestors[parent]
+    inputs: dict[str, npt.NDArray[np.generic]] = {
+        "token_ids": rng.integers(0, config.vocab_size, (1, _ROWS)),
+        "ancestors": ancestors,
+        "depth": ancestors.sum(1) - 1,
+        "past_len": np.array([_PAST]),
+        "logit_rows": np.array([0, _ROWS - 1]),
+        "keep": np.array([_PAST - 2, _PAST, _PAST + 4])[:_KEPT],
+    }
+    for i in range(config.num_layers):
+        for part in ("key", "value"):
+            shape = (1, config.num_kv_heads, _CAPACITY, config.head_dim)
+            inputs[f"past_{part}.{i}"] = rng.standard_normal(shape).astype(np.float32)
+    return inputs

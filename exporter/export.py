@@ -1,0 +1,245 @@
+"""From a checkpoint to a bundle: read, trace, quantise, write, check, and only then give the directory its name."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from seqrt.errors import ExportError
+from seqrt.exporter.check import check_decoder, check_graph
+from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks, open_checkpoint
+from seqrt.exporter.heads import Heads, heads_graph, read_heads
+from seqrt.exporter.quantize import METHODS, Method, quantized, require_blocks, rewrite
+from seqrt.exporter.stitch import decoder_graph, model_of
+from seqrt.exporter.store import WeightStore, weight_store
+from seqrt.exporter.trace import OPSET, trace
+from seqrt.exporter.weights import DecoderWeights, load_decoder
+from seqrt.graphs.config import DecoderConfig
+from seqrt.graphs.decoder import NUM_CANDIDATES
+from seqrt.runtime.bundle import MANIFEST, GraphInfo, HeadInfo, Manifest, ModelInfo, describe_files
+
+DEFAULT_CAPACITY: Final = 4096
+_PROFILE: Final = "ort"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an export did: largest difference from torch per graph and output; empty without checks."""
+
+    bundle: Path
+    name: str
+    differences: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def export(
+    source: Path,
+    bundle: Path,
+    *,
+    heads: Mapping[str, Path] | None = None,
+    quantize: Method = "none",
+    capacity: int | None = None,
+    check: bool = True,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Exports a model, and draft heads for it, as a bundle. Nothing appears at `bundle` before it is complete.
+
+    Args:
+        source: Hugging Face directory or GGUF file.
+        bundle: directory to make.
+        heads: draft heads by the name that --draft will take.
+        quantize: weight quantisation.
+        capacity: most tokens of prompt and answer; the model's own limit or 4096, whichever is less, if None.
+        check: compare every graph with torch on random inputs.
+        force: replace what is at `bundle`.
+        progress: told what is being done.
+
+    Raises:
+        CheckpointError: the source or the heads cannot be read.
+        ExportError: bad arguments, a failed check, or the directory cannot be written.
+    """
+    if quantize not in METHODS:
+        raise ExportError(f"--quantize {quantize} is unknown; choose one of {', '.join(METHODS)}")
+    if bundle.exists() and not force:
+        raise ExportError(f"{bundle} exists; choose another directory or replace it with --force")
+    checkpoint = open_checkpoint(source)
+    limit = checkpoint.config.max_positions
+    if capacity is not None and not 1 <= capacity <= limit:
+        raise ExportError(f"--capacity {capacity} is out of range; {checkpoint.name} takes 1 to {limit}")
+    weights = DecoderWeights(checkpoint)
+    with _staged(bundle) as folder:
+        differences = _write(
+            folder, weights, dict(heads or {}), quantize, capacity or min(limit, DEFAULT_CAPACITY), check, progress
+        )
+    return Report(bundle, checkpoint.name, differences)
+
+
+@contextmanager
+def _staged(bundle: Path) -> Iterator[Path]:
+    """A temporary directory beside `bundle` that takes its name at the end, or vanishes."""
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write to {bundle.parent}: {error.strerror}; choose another directory") from error
+    try:
+        yield folder
+        if bundle.is_dir() and not bundle.is_symlink():
+            shutil.rmtree(bundle)
+        elif bundle.exists():
+            bundle.unlink()
+        folder.chmod(0o755)  # mkdtemp makes it private
+        folder.rename(bundle)
+    except OSError as error:
+        raise ExportError(f"cannot write {bundle}: {error.strerror}; free some space or choose another disk") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    weights: DecoderWeights,
+    head_paths: Mapping[str, Path],
+    quantize: Method,
+    capacity: int,
+    check: bool,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    checkpoint, config = weights.checkpoint, weights.checkpoint.config
+    (folder / "graphs").mkdir()
+    all_heads = [read_heads(name, path, weights) for name, path in head_paths.items()]
+    progress("tracing the decoder")
+    graphs = {"decoder": decoder_graph(config), "logits": _logits_graph(config)}
+    parameters = [name for name in graphs["decoder"].initializers if not name.startswith(("frame.", "layer.", "readout."))]
+    if quantize == "source":
+        require_blocks(weights, parameters)
+    progress("writing weights" if quantize == "none" else f"quantising weights ({quantize})")
+    found = {name: quantized(weights, name, quantize) for name in parameters}
+    blocks = {name: kept for name, kept in found.items() if kept is not None}
+    with weight_store(folder / "graphs" / "weights.bin") as store:
+        for graph in graphs.values():
+            _fill(graph, store, blocks, weights)
+        for heads in all_heads:
+            graphs[heads.info.name] = _fill_heads(heads, store, quantize)
+    for role, graph in graphs.items():
+        ir.save(model_of(graph), folder / "graphs" / f"{role}.onnx")
+    differences: dict[str, dict[str, float]] = {}
+    if check:
+        progress("comparing the graphs with torch")
+        differences = _check(folder / "graphs", weights, blocks, all_heads)
+    _write_texts(folder, checkpoint)
+    _write_manifest(folder, checkpoint, list(graphs), [heads.info for heads in all_heads], quantize, capacity)
+    return differences
+
+
+def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks], weights: DecoderWeights) -> None:
+    """Gives the parameters of a decoder or logits graph their values, quantised where `blocks` says so."""
+    names = [name for name in graph.initializers if name not in blocks and "val_" not in name]
+    rewrite(graph, {name: kept for name, kept in blocks.items() if name in graph.initializers}, partial(store.initializer, graph))
+    tied = weights.checkpoint.config.tied_embeddings
+    for name in names:
+        value = graph.initializers[name]
+        own = "embed.weight" if tied and name == "head.weight" else name
+        value.const_value = store.tensor(own, partial(weights.tensor, own), value)
+
+
+def _fill_heads(heads: Heads, store: WeightStore, quantize: Method) -> ir.Graph:
+    """The graph of draft heads; with a quantised base their products are int8 too: a wrong guess costs time only."""
+    graph = heads_graph(heads)
+    name = heads.info.name
+    state = {key: value.numpy() for key, value in heads.module.state_dict().items()}
+    blocks = {key: kept for key in ("first", "output") if (kept := _head_blocks(state[key], quantize)) is not None}
+    for key in list(graph.initializers):
+        if key in state and key not in blocks:
+            value = graph.initializers[key]
+            value.const_value = store.tensor(f"{name}.{key}", lambda key=key: state[key], value)
+    rewrite(graph, blocks, lambda key, array, dtype: store.initializer(graph, f"{name}.{key}", array, dtype))
+    return graph
+
+
+def _head_blocks(matrix: np.ndarray, quantize: Method) -> QuantBlocks | None:
+    from seqrt.exporter.quantize import BLOCK, round_int8
+
+    return None if quantize == "none" or matrix.ndim != 2 or matrix.shape[0] % BLOCK else round_int8(matrix.T)
+
+
+class _Logits(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.head(hidden)
+        return result
+
+
+def _logits_graph(config: DecoderConfig) -> ir.Graph:
+    """hidden `[R, H]` -> logits `[R, V]`, for what the top K do not answer."""
+    graph = trace(_Logits(config), {"hidden": torch.zeros(2, config.hidden_size)}, ["logits"], {"hidden": {0: "R"}})
+    graph.name = "logits"
+    return graph
+
+
+def _check(
+    folder: Path, weights: DecoderWeights, blocks: Mapping[str, QuantBlocks], all_heads: list[Heads]
+) -> dict[str, dict[str, float]]:
+    """Each graph against torch with the weights as quantised, so that only the graph is judged."""
+    decoder = load_decoder(weights, blocks)
+    hidden = np.random.default_rng(0).standard_normal((2, decoder.config.hidden_size)).astype(np.float32)
+    differences = {
+        "decoder": check_decoder(folder / "decoder.onnx", decoder),
+        "logits": check_graph(folder / "logits.onnx", decoder.readout.head, {"hidden": hidden}, ["logits"]),
+    }
+    for heads in all_heads:
+        name, outputs = heads.info.name, ["token_ids", "log_probabilities"]
+        differences[name] = check_graph(folder / f"{name}.onnx", heads.module, {"hidden": hidden[:1]}, outputs)
+    return differences
+
+
+def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:
+    texts = {"tokenizer.json": checkpoint.tokenizer_json(), "chat_template.jinja": checkpoint.chat_template}
+    for name, text in texts.items():
+        if text is not None:
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_manifest(
+    folder: Path, checkpoint: Checkpoint, roles: list[str], heads: list[HeadInfo], quantize: Method, capacity: int
+) -> None:
+    config = checkpoint.config
+    model = ModelInfo(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        num_candidates=min(NUM_CANDIDATES, config.vocab_size),
+        eos_token_ids=tuple(checkpoint.eos_token_ids),
+        bos_token_id=checkpoint.bos_token_id,
+    )
+    manifest = Manifest(
+        name=checkpoint.name,
+        family="decoder",
+        task="generate",
+        capacity=capacity,
+        quantization=quantize,
+        model=model,
+        graphs=tuple(
+            GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile=_PROFILE, opset=OPSET)
+            for role in roles
+        ),
+        heads=tuple(heads),
+        files=describe_files(folder),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -1,0 +1,199 @@
+"""The decoder's ONNX graph: each distinct part is traced once, then repeated for every layer.
+
+Tracing the 30 layers of a small model takes torch half a minute; one layer takes two seconds.
+"""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from seqrt.exporter.trace import OPSET, trace
+from seqrt.graphs.config import DecoderConfig
+from seqrt.graphs.decoder import Frame, Layer, Readout, Rows
+
+_IR_VERSION = 11  # what ONNX 1.18 and later write for opset 24
+_T, _A, _C, _R = 8, 3, 32, 2  # example sizes; all different, so that no two symbols are taken for one
+
+
+class _LayerStep(nn.Module):
+    """A layer whose `Rows` come as separate tensors."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.layer = Layer(config)
+
+    def forward(  # noqa: D102
+        self,
+        x: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        keep: Tensor,
+        write: Tensor,
+        mask: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = self.layer(
+            x, Rows(cos, sin, mask, keep, write), past_key, past_value
+        )
+        return result
+
+
+def decoder_graph(config: DecoderConfig) -> ir.Graph:
+    """The graph of docs/architecture.md, section "Decoder graph".
+
+    Its initialisers carry the canonical names of `graphs.decoder.Decoder` parameters and placeholder values:
+    `exporter.weights` replaces them.
+    """
+    frame, layer, readout = _trace_frame(config), _trace_layer(config), _trace_readout(config)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="decoder")
+    cache = [1, config.num_kv_heads, "C", config.head_dim]
+    inputs = {
+        "token_ids": _input("token_ids", ir.DataType.INT64, [1, "T"]),
+        "ancestors": _input("ancestors", ir.DataType.BOOL, ["T", "T"]),
+        "depth": _input("depth", ir.DataType.INT64, ["T"]),
+        "past_len": _input("past_len", ir.DataType.INT64, [1]),
+        "logit_rows": _input("logit_rows", ir.DataType.INT64, ["R"]),
+        "keep": _input("keep", ir.DataType.INT64, ["A"]),
+    }
+    for i in range(config.num_layers):
+        for part in ("key", "value"):
+            inputs[f"past_{part}.{i}"] = _input(f"past_{part}.{i}", ir.DataType.FLOAT, cache)
+    graph.inputs.extend(inputs.values())
+
+    shared = _splice(graph, frame, "", {**inputs, "past_key": inputs["past_key.0"]})
+    x, write = shared["x"], shared["write"]
+    present = []
+    for i, kind in enumerate(config.layer_kinds):
+        values = {"x": x, "write": write, "keep": inputs["keep"]}
+        values |= {
+            name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared
+        }
+        values |= {f"past_{part}": inputs[f"past_{part}.{i}"] for part in ("key", "value")}
+        made = _splice(graph, layer, f"layers.{i}.", values)
+        x = made["y"]
+        present += [_renamed(made[f"present_{part}"], f"present_{part}.{i}") for part in ("key", "value")]
+    made = _splice(graph, readout, "", {"x": x, "logit_rows": inputs["logit_rows"]})
+    k = readout.outputs[0].shape
+    rows: Mapping[str, list[int | str]] = {
+        "topk_ids": ["R", k[1]],
+        "topk_logits": ["R", k[1]],
+        "logsumexp": ["R"],
+    }
+    for name in ("topk_ids", "topk_logits", "logsumexp", "hidden"):
+        made[name].shape = ir.Shape(rows.get(name, ["T", config.hidden_size]))
+        graph.outputs.append(_renamed(made[name], name))
+    for value in present:
+        value.shape = ir.Shape(cache)
+        graph.outputs.append(value)
+    return graph
+
+
+def model_of(graph: ir.Graph) -> ir.Model:
+    """Wraps a graph as a model of the exporter's opset."""
+    return ir.Model(graph, ir_version=_IR_VERSION, producer_name="seqrt")
+
+
+def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _renamed(value: ir.Value, name: str) -> ir.Value:
+    value.name = name
+    return value
+
+
+def _splice(
+    graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value]
+) -> dict[str, ir.Value]:
+    """Appends a copy of `part`, its inputs replaced by values of `graph`; returns its outputs by name.
+
+    Parameters (their names contain a dot) become initialisers `prefix` + name; the tracer's constants are
+    shared between the copies of a part, under the part's name.
+    """
+    values: dict[ir.Value, ir.Value] = {value: inputs[str(value.name)] for value in part.inputs}
+    for name, constant in part.initializers.items():
+        own = prefix + name.removeprefix("layer.") if "." in name else f"{part.name}.{name}"
+        if own not in graph.initializers:
+            value = ir.Value(
+                name=own, type=constant.type, shape=constant.shape, const_value=constant.const_value
+            )
+            graph.register_initializer(value)
+        values[constant] = graph.initializers[own]
+    for node in part:
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else values[value] for value in node.inputs],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+        )
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name, new.type = f"{prefix}{part.name}.{old.name}", old.type
+            values[old] = new
+        graph.append(copy)
+    return {str(value.name): values[value] for value in part.outputs}
+
+
+def _trace_frame(config: DecoderConfig) -> ir.Graph:
+    frame = Frame(config)
+    arguments = {
+        "token_ids": torch.zeros(1, _T, dtype=torch.int64),
+        "ancestors": torch.ones(_T, _T, dtype=torch.bool),
+        "depth": torch.arange(_T),
+        "past_len": torch.tensor([_A]),
+        "keep": torch.arange(_A),
+        "past_key": torch.zeros(1, config.num_kv_heads, _C, config.head_dim),
+    }
+    symbols = {
+        "token_ids": {1: "T"},
+        "ancestors": {0: "T", 1: "T"},
+        "depth": {0: "T"},
+        "keep": {0: "A"},
+        "past_key": {2: "C"},
+    }
+    outputs = ["x", "write"]
+    for kind in frame.kinds:
+        outputs += [f"{name}_{kind}" for name in _shared_names(config)]
+    graph = trace(frame, arguments, outputs, symbols)
+    graph.name = "frame"
+    return graph
+
+
+def _shared_names(config: DecoderConfig) -> tuple[str, ...]:
+    return ("mask", "cos", "sin") if config.ropes else ("mask",)
+
+
+def _trace_layer(config: DecoderConfig) -> ir.Graph:
+    cache = (1, config.num_kv_heads, _C, config.head_dim)
+    arguments = {
+        "x": torch.zeros(1, _T, config.hidden_size),
+        "past_key": torch.zeros(cache),
+        "past_value": torch.zeros(cache),
+        "keep": torch.arange(_A),
+        "write": torch.tensor([0]),
+        "mask": torch.ones(1, 1, _T, _C, dtype=torch.bool),
+    }
+    symbols = {
+        "x": {1: "T"},
+        "past_key": {2: "C"},
+        "past_value": {2: "C"},
+        "keep": {0: "A"},
+        "mask": {2: "T", 3: "C"},
+    }
+    for name in ("cos", "sin") if config.ropes else ():
+        arguments[name] = torch.zeros(1, _T, config.head_dim // 2)
+        symbols[name] = {1: "T"}
+    graph = trace(_LayerStep(config), arguments, ["y", "present_key", "present_value"], symbols)
+    graph.name = "layer"
+    return graph
+
+
+def _trace_readout(config: DecoderConfig) -> ir.Graph:
+    arguments = {"x": torch.zeros(1, _T, config.hidden_size), "logit_rows": torch.arange(_R)}
+    outputs = ["topk_ids", "topk_logits", "logsumexp", "hidden"]
+    graph = trace(Readout(config), arguments, outputs, {"x": {1: "T"}, "logit_rows": {0: "R"}})
+    graph.name = "readout"
+    return graph

@@ -1,0 +1,91 @@
+"""A torch module to an ONNX graph of standard operators."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+import torch
+from onnxscript.onnx_opset import opset24
+from torch import Tensor, nn
+
+from seqrt.errors import ExportError
+from seqrt.graphs import ops  # noqa: F401  registers the custom operators that the table below names
+
+OPSET = 24
+
+_TRANSLATIONS = {
+    torch.ops.seqrt.tensor_scatter.default: lambda past, update, write: opset24.TensorScatter(
+        past, update, write, axis=2
+    ),
+}
+_LARGEST = 1 << 20  # bound of every symbolic dimension; torch.export wants one
+
+
+def trace(
+    module: nn.Module,
+    arguments: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    symbols: Mapping[str, Mapping[int, str]],
+) -> ir.Graph:
+    """Traces `module(*arguments)`.
+
+    Args:
+        module: its parameters become initialisers under their names.
+        arguments: example inputs by name, in the order of `forward`; symbolic dimensions at least 2.
+        outputs: names for the outputs.
+        symbols: of each input, which dimensions are symbolic and what they are called.
+
+    Raises:
+        ExportError: torch could not express the module as standard operators.
+    """
+    names = {name for axes in symbols.values() for name in axes.values()}
+    dims = {name: torch.export.Dim(name, min=0 if name == "A" else 1, max=_LARGEST) for name in names}
+    dynamic = tuple({axis: dims[name] for axis, name in symbols.get(key, {}).items()} for key in arguments)
+    _make_distinct(module)
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(arguments.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=_TRANSLATIONS,
+                dynamic_shapes=dynamic,
+                input_names=list(arguments),
+                output_names=list(outputs),
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"torch could not trace {type(module).__name__}: {_first_line(error)}"
+            ) from error
+    if program is None:
+        raise ExportError(f"torch returned no graph for {type(module).__name__}")
+    return program.model.graph
+
+
+def _make_distinct(module: nn.Module) -> None:
+    """Gives each parameter values of its own: the optimiser of torch.onnx merges equal initialisers."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the warnings and logs of torch.onnx from the user; its errors still come as exceptions."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

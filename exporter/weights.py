@@ -1,0 +1,90 @@
+"""Weights of a checkpoint under the names and in the layout of the graphs, made on demand, one at a time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks
+from seqrt.graphs.decoder import Decoder
+
+FloatArray = npt.NDArray[np.float32]
+
+# Projections that read the same input are one matrix product: fewer, larger products are faster.
+_FUSED: Final[dict[str, tuple[str, ...]]] = {
+    "attention.qkv": ("attention.q", "attention.k", "attention.v"),
+    "mlp.up": ("mlp.gate", "mlp.up"),
+}
+_LINEAR: Final = (".qkv.", ".o.", ".up.", ".down.")  # stored [in, out]; everything else as in the checkpoint
+
+
+class DecoderWeights:
+    """The parameters of `graphs.decoder.Decoder` by name, from a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._gated = checkpoint.config.gated_mlp
+
+    def tensor(self, name: str) -> FloatArray:
+        """Parameter `name` as float32; weights of projections `[in, out]`."""
+        parts = [self.checkpoint.tensor(part) for part in self._parts(name)]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.ascontiguousarray(joined.T) if is_projection(name) and joined.ndim == 2 else joined
+
+    def blocks(self, name: str) -> QuantBlocks | None:
+        """The source's own blocks `[out, in]` of a projection or embedding, None where it has none that fit."""
+        found = [self.checkpoint.blocks(part) for part in self._parts(name)]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found) or len({(part.bits, part.offset is None) for part in parts}) > 1:
+            return None
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _parts(self, name: str) -> list[str]:
+        if name == "head.weight" and self.checkpoint.config.tied_embeddings:
+            return ["embed.weight"]
+        for fused, parts in _FUSED.items():
+            if f".{fused}." in name and (self._gated or fused != "mlp.up"):
+                return [name.replace(fused, part) for part in parts]
+        return [name]
+
+
+def is_projection(name: str) -> bool:
+    """Whether `name` is the weight of a projection inside a layer."""
+    return name.endswith(".weight") and any(part in name for part in _LINEAR)
+
+
+def parameter_names(decoder: Decoder) -> dict[str, str]:
+    """Names of the decoder's own parameters and the graph names they go by."""
+    return {
+        name: name.removeprefix("frame.").removeprefix("readout.") for name, _ in decoder.named_parameters()
+    }
+
+
+def load_decoder(weights: DecoderWeights, blocks: Mapping[str, QuantBlocks] | None = None) -> Decoder:
+    """The torch module with the checkpoint's weights, those in `blocks` as quantised there."""
+    with torch.device("meta"):
+        decoder = Decoder(weights.checkpoint.config)
+
+    def value(name: str) -> torch.Tensor:
+        kept = (blocks or {}).get(name)
+        if kept is None:
+            return torch.from_numpy(np.require(weights.tensor(name), requirements=["C", "W"]))
+        return torch.from_numpy(kept.dequantize().T.copy() if is_projection(name) else kept.dequantize())
+
+    state = {own: value(name) for own, name in parameter_names(decoder).items()}
+    if weights.checkpoint.config.tied_embeddings:
+        state["readout.head.weight"] = state["frame.embed.weight"]
+    decoder.load_state_dict(state, assign=True)
+    return decoder.eval()
+
+
+def _joined(parts: Sequence[QuantBlocks]) -> QuantBlocks:
+    offsets = [part.offset for part in parts if part.offset is not None]
+    return QuantBlocks(
+        bits=parts[0].bits,
+        codes=np.concatenate([part.codes for part in parts]),
+        scale=np.concatenate([part.scale for part in parts]),
+        offset=np.concatenate(offsets) if offsets else None,
+    )

@@ -1,0 +1,268 @@
+"""The bundle format: what the exporter writes and every runtime reads. docs/bundle.md describes it file by file.
+
+A bundle is a directory. Its `seqrt.json` names every other file with size and SHA-256. Loading trusts nothing: the
+schema, all paths (inside the bundle, no links) and all sizes are checked before an engine sees a byte; hashes are
+checked when a bundle is first loaded, when a file has changed since, and by `seqrt inspect --verify`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from seqrt.errors import BundleError
+
+SCHEMA: Final = 1
+MANIFEST: Final = "seqrt.json"
+_MAX_MANIFEST_BYTES: Final = 1 << 24
+_MAX_DIMENSION: Final = 1 << 31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Shape of the decoder, as far as running it needs it."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    num_candidates: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphInfo:
+    """One ONNX file. `role`: decoder, logits, or a head's name."""
+
+    role: str
+    path: str
+    dtype: str
+    profile: str
+    opset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadInfo:
+    """Draft heads: `name` is what --draft takes, `kind` is the method, `top_k` candidates come from each head."""
+
+    name: str
+    kind: str
+    num_heads: int
+    top_k: int
+    tree: tuple[str, ...] = ()
+    accuracy: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """What quantisation cost, measured on `tokens` tokens: perplexities and how often the top token is the same."""
+
+    tokens: int
+    perplexity: float
+    source_perplexity: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Contents of `seqrt.json`."""
+
+    name: str
+    family: str
+    task: str
+    capacity: int
+    quantization: str
+    model: ModelInfo
+    graphs: tuple[GraphInfo, ...]
+    heads: tuple[HeadInfo, ...] = ()
+    quality: Quality | None = None
+    files: Mapping[str, FileInfo] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The text of `seqrt.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle whose paths and sizes have been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists.
+
+        Raises:
+            BundleError: it lists no such file.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} has no {name}; export the model again")
+        return self.path / name
+
+    def text(self, name: str) -> str | None:
+        """Contents of a text file, None if the bundle has none of that name."""
+        return self.file(name).read_text(encoding="utf-8") if name in self.manifest.files else None
+
+    def graph(self, role: str) -> Path:
+        """Path of the graph that plays `role`.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        for graph in self.manifest.graphs:
+            if graph.role == role:
+                return self.file(graph.path)
+        raise BundleError(f"{self.path} has no {role!r} graph; it holds {[graph.role for graph in self.manifest.graphs]}")
+
+    def verify(self) -> None:
+        """Checks the hash of every file.
+
+        Raises:
+            BundleError: a file differs from what was exported.
+        """
+        for name, info in self.manifest.files.items():
+            if sha256(self.path / name) != info.sha256:
+                raise BundleError(f"{self.path / name} is not the file that was exported (SHA-256 differs); export again")
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Opens a bundle after checking its manifest, paths, sizes and, when it is new here or changed, its hashes.
+
+    Raises:
+        BundleError: it is not a bundle, or fails a check.
+    """
+    bundle = Bundle(path, _read_manifest(path))
+    for name, info in bundle.manifest.files.items():
+        _check_file(path, name, info)
+    listed = bundle.manifest.files
+    for graph in bundle.manifest.graphs:
+        if graph.path not in listed:
+            raise BundleError(f"{path / MANIFEST} names the graph {graph.path!r} but does not list the file")
+    stamp = _stamp_path(bundle)
+    if not stamp.exists():
+        bundle.verify()
+        try:
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+        except OSError:
+            pass  # a read-only home costs the hashing once more, nothing else
+    return bundle
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe_files(path: Path) -> dict[str, FileInfo]:
+    """Size and hash of every file below `path`, the manifest excepted."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {file.relative_to(path).as_posix(): FileInfo(size=file.stat().st_size, sha256=sha256(file)) for file in files}
+
+
+def cache_folder() -> Path:
+    """Where seqrt keeps what can be recomputed: $XDG_CACHE_HOME/seqrt or ~/.cache/seqrt."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqrt"
+
+
+def _stamp_path(bundle: Bundle) -> Path:
+    """A file that exists once this state of the bundle (place, sizes, times of change) was hashed and found good."""
+    state = [str(bundle.path.resolve()), bundle.manifest.to_json()]
+    state += [f"{name} {(bundle.path / name).stat().st_mtime_ns}" for name in bundle.manifest.files]
+    return cache_folder() / "verified" / hashlib.sha256("\n".join(state).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: seqrt export SOURCE {path}")
+    if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{file} has {file.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}")
+    try:
+        raw = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{file} is no valid JSON ({error}); export again") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(f"{file} has schema {schema!r}, this seqrt reads {SCHEMA}; export again with this version")
+    manifest: Manifest = _parse(Manifest, raw, str(file))
+    _check_shapes(manifest, file)
+    return manifest
+
+
+def _check_shapes(manifest: Manifest, file: Path) -> None:
+    sizes = {"capacity": manifest.capacity} | {
+        name: value
+        for name, value in dataclasses.asdict(manifest.model).items()
+        if name not in ("eos_token_ids", "bos_token_id")
+    }
+    for head in manifest.heads:
+        sizes |= {f"heads.{head.name}.num_heads": head.num_heads, f"heads.{head.name}.top_k": head.top_k}
+    for name, value in sizes.items():
+        if not 0 < value < _MAX_DIMENSION:
+            raise BundleError(f"{file}: {name} is {value}, expected 1 to {_MAX_DIMENSION - 1}; export again")
+
+
+def _check_file(path: Path, name: str, info: FileInfo) -> None:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts:
+        raise BundleError(f"{path / MANIFEST} lists {name!r}, a path outside the bundle; do not use this bundle")
+    file = path
+    for part in parts.parts:
+        file = file / part
+        if file.is_symlink():
+            raise BundleError(f"{file} is a link; a bundle holds regular files only, copy them in")
+    if not file.is_file():
+        raise BundleError(f"{file} is missing; export again")
+    if file.stat().st_size != info.size:
+        raise BundleError(f"{file} has {file.stat().st_size} bytes, the manifest says {info.size}; export again")
+
+
+def _parse(kind: Any, raw: Any, where: str) -> Any:
+    """`raw` JSON as the type `kind`: dataclasses, tuples, mappings, scalars and unions of them."""
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, raw, where)
+    origin, arguments = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is not None and origin is not tuple and isinstance(raw, dict):
+        return {key: _parse(arguments[1], value, f"{where}.{key}") for key, value in raw.items()}
+    if origin is None and arguments:  # a union with None
+        return None if raw is None else _parse(arguments[0], raw, where)
+    if kind is float and type(raw) is int:
+        return float(raw)
+    if type(raw) is not kind:
+        raise BundleError(f"{where} is {raw!r}, expected {getattr(kind, '__name__', kind)}; export again")
+    return raw
+
+
+def _parse_dataclass(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise BundleError(f"{where} is {raw!r}, expected an object; export again")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    if unknown := raw.keys() - fields.keys():
+        raise BundleError(f"{where} has unknown keys {sorted(unknown)}; export again with this version of seqrt")
+    required = {name for name, item in fields.items() if item.default is item.default_factory is dataclasses.MISSING}
+    if missing := required - raw.keys():
+        raise BundleError(f"{where} lacks {sorted(missing)}; export again")
+    return kind(**{name: _parse(fields[name].type, value, f"{where}: {name}") for name, value in raw.items()})
