@@ -57,7 +57,7 @@ class GgufCheckpoint:
     @property
     def name(self) -> str:
         """What the file calls itself, or its own name."""
-        return str(self.file.metadata.get("general.name") or self.file.path.stem)
+        return " ".join(str(self.file.metadata.get("general.name") or self.file.path.stem).split())
 
     @property
     def files(self) -> list[Path]:
@@ -69,9 +69,9 @@ class GgufCheckpoint:
         """Declared end tokens, and the vocabulary's own ends of a turn."""
         metadata = self.file.metadata
         ids = [metadata[key] for key in _END_KEYS if key in metadata]
-        types = metadata.get("tokenizer.ggml.token_type", ())
-        tokens = metadata.get("tokenizer.ggml.tokens", ())
-        ids += [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _TURN_ENDS]
+        lists = (metadata.get(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "token_type"))
+        pairs = enumerate(zip(*lists, strict=False))
+        ids += [index for index, (token, kind) in pairs if kind == _CONTROL and token in _TURN_ENDS]
         return tuple(dict.fromkeys(ids))
 
     @property

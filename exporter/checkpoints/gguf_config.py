@@ -19,7 +19,12 @@ def decoder_config(file: GgufFile) -> DecoderConfig:
     Raises:
         CheckpointError: the file asks for something that is not supported, or contradicts itself.
     """
-    return _Reader(file).config()
+    try:
+        return _Reader(file).config()
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the metadata of {file.path} make no sense ({error}); convert it again"
+        ) from error
 
 
 class _Reader:
@@ -116,6 +121,10 @@ class _Reader:
 
     def _layer_kinds(self) -> tuple[LayerKind, ...]:
         num_layers: int = self.need("block_count")
+        if f"blk.{num_layers - 1}.attn_norm.weight" not in self.file.tensors:
+            raise CheckpointError(
+                f"{self.file.path} has no layer {num_layers - 1} of {num_layers}; download it again"
+            )
         window = self.get("attention.sliding_window")
         kinds: list[LayerKind] = ["full"] * num_layers
         if window and self.architecture in ("llama", "gemma3"):

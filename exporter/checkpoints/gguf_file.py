@@ -156,8 +156,8 @@ def _read(path: Path, data: mmap.mmap) -> GgufFile:
 
 def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name, (num_dims,) = cursor.string(), cursor.scalars("I")
-    if num_dims > _MAX_DIMS:
-        raise ValueError(f"tensor {name} has {num_dims} dimensions")
+    if num_dims > _MAX_DIMS or not name.isprintable():
+        raise ValueError(f"tensor {name!r} has {num_dims} dimensions")
     shape = cursor.scalars("Q", num_dims)[::-1]
     kind, offset = cursor.scalars("I")[0], cursor.scalars("Q")[0]
     return name, shape, kind, offset

@@ -1,14 +1,14 @@
 """Medusa heads (arXiv 2401.10774) in every layout that they are published in.
 
-A head is num_layers residual blocks h + SiLU(W h + b) and an output layer. The layouts, told apart by their keys
-alone, because published configs miscount their heads:
+A head is num_layers residual blocks h + SiLU(W h + b) and an output layer. The layouts, told apart by their
+keys alone, because published configs miscount their heads:
 
     {head}.{layer}.linear.{weight,bias}, {head}.{num_layers}.weight     v0.1; v2 uses the model's output layer
     medusa_head.{head}.{layer}...                                       v1.0: the same inside a full model
-    blocks.{head}.layers.{layer}.{weight,bias}, lm_heads.{head}.weight  vLLM and seqrt; `token_map` selects the
-                                                                        rows of a reduced draft vocabulary
+    blocks.{head}.layers.{layer}.{weight,bias}, lm_heads.{head}.weight  vLLM and seqrt; `token_map` names the
+                                                                        tokens of a reduced draft vocabulary
 
-The layers of a v0.1 head are one shared module saved under several keys; read one by one they are the same head.
+The layers of a v0.1 head are one shared module saved under several keys; read one by one they are the same.
 """
 
 import pickle
@@ -68,8 +68,8 @@ def read_medusa(path: Path, hidden_size: int, vocab_size: int) -> MedusaWeights:
         vocab_size: of the base model.
 
     Raises:
-        CheckpointError: files are missing or damaged, hold anything but tensors or an incomplete set of heads,
-            or were made for a model of another size.
+        CheckpointError: files are missing or damaged, hold anything but tensors or an incomplete set of
+            heads, or were made for a model of another size.
     """
     keys, read = _open(path)
     places, outputs = _inventory(path, keys)
