@@ -99,7 +99,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
         scores = metadata.get("tokenizer.ggml.scores", ())
     if len(scores) != len(pieces):
         raise CheckpointError(f"the GGUF tokenizer has {len(scores)} scores for {len(pieces)} tokens")
-    unknown = pieces[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
+    unknown = _token(pieces, metadata.get("tokenizer.ggml.unknown_token_id", 0))
     tokenizer = _bpe(pieces, _merges(pieces, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     to_pieces: list[Normalizer] = [normalizers.Replace(" ", _SPACE)]
     to_text = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -162,10 +162,18 @@ def _add_ends(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[st
     for name, default in (("bos", begins), ("eos", False)):
         token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if metadata.get(f"tokenizer.ggml.add_{name}_token", default) and token_id is not None:
-            ends[name] = (tokens[token_id], token_id)
+            ends[name] = (_token(tokens, token_id), token_id)
     if ends:
         single = [ends[name][0] if name in ends else None for name in ("bos", "eos")]
         template = " ".join(part for part in (single[0], "$A", single[1]) if part)
         tokenizer.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=list(ends.values())
         )
+
+
+def _token(tokens: list[str], token_id: int) -> str:
+    if not 0 <= token_id < len(tokens):
+        raise CheckpointError(
+            f"the GGUF tokenizer names token {token_id} but has {len(tokens)} tokens; convert it again"
+        )
+    return tokens[token_id]
