@@ -1,7 +1,7 @@
 """Token trees: what a drafter proposes and one model call verifies (Medusa, arXiv 2401.10774, section 2.1.2).
 
 Node 0 is the root: the token that is already decided but not yet in the cache. Every other node is a draft
-of what follows its parent, and parents stand before their children, so the first n nodes of a tree are a tree.
+of what follows its parent. Parents stand before their children, so the first n nodes of a tree are a tree.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _assemble(tokens: IntArray, parents: IntArray, depth: IntArray, ancestors: B
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A fixed topology for the candidates of draft heads: the last rank of a path picks from its depth's head.
+    """A fixed topology for candidates of draft heads: the last rank of a path picks from its depth's head.
 
     The order of the paths is kept, so a list that was made best-first (all the named ones) has the best tree
     of n nodes as its first n nodes.
