@@ -106,11 +106,11 @@ def decoder_config(model_type: str, config: Any) -> DecoderConfig:
 
 def _model_type(raw: Mapping[str, Any]) -> str:
     """Supported model type of a raw config; heads trained into a model rename its class to Medusa..."""
-    architectures = raw.get("architectures") or [None]
-    architecture, model_type = architectures[0], raw.get("model_type")
-    if architecture is None or str(architecture).startswith("Medusa"):
+    architectures, model_type = raw.get("architectures"), str(raw.get("model_type"))
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None
+    if architecture is None or architecture.startswith("Medusa"):
         if model_type in MODEL_TYPES.values():
-            return str(model_type)
+            return model_type
         architecture = architecture or model_type
     if MODEL_TYPES.get(architecture) != model_type:
         supported = ", ".join(MODEL_TYPES)

@@ -324,6 +324,12 @@ def test_nothing_is_printed(
             r"architecture 'FalconForCausalLM'.*use one of LlamaForCausalLM",
         ),
         ({"architectures": None, "model_type": "mamba"}, "architecture 'mamba'"),
+        (
+            {"architectures": {"a": 1}, "model_type": ["llama"]},
+            r"model_type \"\['llama'\]\"\) is not supported",
+        ),
+        ({"num_attention_heads": 0}, "config.json is not valid"),
+        ({"num_key_value_heads": 2}, "3 attention heads cannot share 2 key-value heads evenly"),
         ({"auto_map": {"AutoModelForCausalLM": "code.Model"}}, r"its own Python code \(auto_map\)"),
         (
             {"rope_parameters": {"rope_type": "magic", "rope_theta": 1e4}},
