@@ -1,25 +1,49 @@
 """The base model's own greedy answers to the training prompts: the text that heads are trained on.
 
 Heads that draft for a greedy model must predict what that model says, not what a person would have said
-(self-distillation). Answers are appended to a JSON-lines file one batch at a time, so a run that is stopped goes on
-where it was.
+(self-distillation). Answers are appended to a JSON-lines file one batch at a time, so a run that is
+stopped goes on where it was.
 
     python -m tools.train.answers --base MODEL.gguf --prompts prompts.jsonl --out answers.jsonl
+
+Prompts with an ``opening`` instead of turns ask the other way round: the model writes the rest of the user's
+turn, and with a temperature, so that what it invents can itself be asked (tools.train.prompts, step ``mix``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tools.train import states
+from tools.train.base import Llama, load_base
+from tools.train.decode import Pick, continuations, greedy, sampler
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tools.train.base import Cache, Llama, load_base
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How prompts are answered.
+
+    Attributes:
+        num_new: Most tokens of an answer.
+        batch: Rows answered together.
+        max_prompt: Longest prompt in tokens; longer ones are left out.
+        temperature: 0 for greedy answers.
+        seed: Of the draws at a temperature.
+    """
+
+    num_new: int = 128
+    batch: int = 64
+    max_prompt: int = 900
+    temperature: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +57,14 @@ class Answer:
     answer: tuple[int, ...]
     text: str
 
+    @property
+    def key(self) -> str:
+        """Names the turn among all answers."""
+        return f"{self.id}/{self.turn}"
+
 
 def render(tokenizer: Any, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """Token ids of a conversation whose last turn waits for its answer, by the tokenizer's own chat template."""
+    """Token ids of a conversation whose last turn waits for its answer, by the tokenizer's chat template."""
     messages = []
     for index, turn in enumerate(turns):
         messages.append({"role": "user", "content": turn})
@@ -46,69 +75,75 @@ def render(tokenizer: Any, turns: Sequence[str], answers: Sequence[str]) -> list
     return ids
 
 
-@torch.inference_mode()
-def greedy(model: Llama, prompts: Sequence[Sequence[int]], num_new: int, stop: set[int]) -> list[list[int]]:
-    """Greedy continuations of a batch of prompts, each up to and with its stop token, at most ``num_new`` tokens."""
-    width = max(map(len, prompts))
-    padding = torch.tensor([width - len(prompt) for prompt in prompts])
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    cache = model.cache(len(prompts), width + num_new)
-    rows = list(range(len(prompts)))
-    done: list[list[int]] = [[] for _ in prompts]
-    for step in range(num_new):
-        start = 0 if step == 0 else width + step - 1
-        hidden = model.hidden(ids, padding, cache, start)[:, -1]
-        chosen = torch.nn.functional.linear(hidden, model.head).argmax(-1)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            if not (done[row] and done[row][-1] in stop):
-                done[row].append(token)
-        alive = torch.tensor([i for i, row in enumerate(rows) if done[row][-1] not in stop], dtype=torch.int64)
-        if len(alive) == 0:
-            break
-        ids = chosen[:, None]
-        if len(alive) <= 0.75 * len(rows):  # drop finished rows now and then: a copy of the cache costs a step
-            rows, padding, ids = [rows[i] for i in alive.tolist()], padding[alive], ids[alive]
-            cache = _select(cache, alive)
-    return done
+def render_opening(tokenizer: Any, opening: str) -> list[int]:
+    """Token ids of a conversation in which the user has only begun to speak."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": opening}], tokenize=False)
+    ids: list[int] = tokenizer(text[: text.rindex(opening) + len(opening)], add_special_tokens=False)[
+        "input_ids"
+    ]
+    return ids
 
 
 def answer_all(
-    model: Llama, tokenizer: Any, prompts: Sequence[dict[str, Any]], out: Path, num_new: int, batch: int, max_prompt: int
+    model: Llama,
+    tokenizer: Any,
+    prompts: Sequence[dict[str, Any]],
+    out: Path,
+    job: Job,
+    states_folder: Path | None = None,
 ) -> None:
-    """Answer every turn of every prompt that ``out`` does not hold yet; prompts that are too long are left out.
+    """Answer every turn of every prompt that ``out`` does not hold yet.
 
     Args:
         model: The base model.
         tokenizer: Its tokenizer.
-        prompts: Objects with ``id``, ``task`` and ``turns``.
+        prompts: Objects with ``id``, ``task`` and ``turns``, or ``opening`` in place of the last.
         out: JSON-lines file of answers, appended to.
-        num_new: Most tokens of an answer.
-        batch: Rows answered together.
-        max_prompt: Longest prompt in tokens.
+        job: Sizes and the rule of choice.
+        states_folder: Where to keep the hidden states that training needs; computed again later if None.
     """
     stop = {tokenizer.eos_token_id}
-    num_rounds = max(len(prompt["turns"]) for prompt in prompts)
-    for turn in range(num_rounds):
-        known = {(answer.id, answer.turn): answer for answer in read_answers(out)}
-        waiting = []
-        for prompt in prompts:
-            if turn >= len(prompt["turns"]) or (prompt["id"], turn) in known:
-                continue
-            earlier = [known.get((prompt["id"], i)) for i in range(turn)]
-            texts = [answer.text for answer in earlier if answer is not None]
-            ids = render(tokenizer, prompt["turns"][: turn + 1], texts) if len(texts) == turn else []
-            if 0 < len(ids) <= max_prompt:
-                waiting.append((ids, prompt))
-        waiting.sort(key=lambda item: len(item[0]))
-        # Shortest and longest batches alternate, so that the progress bar's estimate is fair from the start.
-        groups = [waiting[i : i + batch] for i in range(0, len(waiting), batch)]
+    for turn in range(max(len(prompt.get("turns", [""])) for prompt in prompts)):
+        waiting = _waiting(tokenizer, prompts, turn, read_answers(out), job.max_prompt)
+        groups = [waiting[i : i + job.batch] for i in range(0, len(waiting), job.batch)]
         with tqdm(total=len(waiting), desc=f"answers, turn {turn + 1}", unit="prompt", mininterval=5) as bar:
             for group in _alternate(groups):
-                outputs = greedy(model, [ids for ids, _ in group], num_new, stop)
-                lines = [_line(tokenizer, turn, ids, prompt, output) for (ids, prompt), output in zip(group, outputs, strict=True)]
+                pick: Pick = greedy
+                if (
+                    job.temperature > 0
+                ):  # keyed by the batch, so that a resumed run draws what it would have drawn
+                    pick = sampler(job.temperature, job.seed + zlib.crc32(group[0][1]["id"].encode()))
+                outputs, hidden = continuations(model, [ids for ids, _ in group], job.num_new, stop, pick)
+                if states_folder is not None:
+                    states.save(states_folder, [f"{prompt['id']}/{turn}" for _, prompt in group], hidden)
+                lines = [
+                    _line(tokenizer, turn, ids, prompt, output)
+                    for (ids, prompt), output in zip(group, outputs, strict=True)
+                ]
                 with out.open("a", encoding="utf-8") as file:
                     file.write("".join(lines))  # one write: Ctrl-C falls between batches or loses one
                 bar.update(len(group))
+
+
+def _waiting(
+    tokenizer: Any, prompts: Sequence[dict[str, Any]], turn: int, answers: Sequence[Answer], max_prompt: int
+) -> list[tuple[list[int], dict[str, Any]]]:
+    """The unanswered prompts whose earlier turns are answered, with their token ids, shortest first."""
+    known = {(answer.id, answer.turn): answer.text for answer in answers}
+    waiting = []
+    for prompt in prompts:
+        if turn >= len(prompt.get("turns", [""])) or (prompt["id"], turn) in known:
+            continue
+        texts = [known[prompt["id"], i] for i in range(turn) if (prompt["id"], i) in known]
+        if len(texts) < turn:
+            continue  # an earlier turn was too long
+        if "opening" in prompt:
+            ids = render_opening(tokenizer, prompt["opening"])
+        else:
+            ids = render(tokenizer, prompt["turns"][: turn + 1], texts)
+        if len(ids) <= max_prompt:
+            waiting.append((ids, prompt))
+    return sorted(waiting, key=lambda item: len(item[0]))
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -121,9 +156,8 @@ def read_answers(path: Path) -> list[Answer]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found.append(
-            Answer(row["id"], row["task"], row["turn"], tuple(row["prompt"]), tuple(row["answer"]), row["text"])
-        )
+        prompt, answer = tuple(row["prompt"]), tuple(row["answer"])
+        found.append(Answer(str(row["id"]), row["task"], row["turn"], prompt, answer, row["text"]))
     return found
 
 
@@ -139,11 +173,8 @@ def _line(tokenizer: Any, turn: int, ids: list[int], prompt: dict[str, Any], out
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _select(cache: Cache, rows: torch.Tensor) -> Cache:
-    return [(key[rows], value[rows]) for key, value in cache]
-
-
 def _alternate(groups: list[list[Any]]) -> Iterator[list[Any]]:
+    """Shortest and longest in turn, so that the progress bar's estimate is fair from the start."""
     low, high = 0, len(groups) - 1
     while low <= high:
         yield groups[low]
@@ -154,20 +185,31 @@ def _alternate(groups: list[list[Any]]) -> Iterator[list[Any]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", type=Path, required=True, help="GGUF file or Hugging Face directory")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--max-prompt", type=int, default=900)
+    parser.add_argument("--new-tokens", type=int, default=Job().num_new)
+    parser.add_argument("--batch", type=int, default=Job().batch)
+    parser.add_argument("--max-prompt", type=int, default=Job().max_prompt)
+    parser.add_argument(
+        "--states", type=Path, help="folder for hidden states, so that training starts at once"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = load_base(options.base, getattr(torch, options.dtype))
     prompts = [json.loads(line) for line in options.prompts.read_text(encoding="utf-8").splitlines()]
-    answer_all(model, tokenizer, prompts, options.out, options.new_tokens, options.batch, options.max_prompt)
+    prompts = [{**prompt, "id": str(prompt["id"])} for prompt in prompts]
+    if options.states and options.temperature > 0:
+        parser.error("--states is for greedy answers")
+    job = Job(options.new_tokens, options.batch, options.max_prompt, options.temperature, options.seed)
+    answer_all(model, tokenizer, prompts, options.out, job, options.states)
 
 
 if __name__ == "__main__":

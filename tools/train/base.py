@@ -1,7 +1,8 @@
-"""The frozen base model, as the trainer needs it: batched greedy answers and the hidden states that heads read.
+"""The frozen base model, as the trainer needs it: hidden states of padded batches, with a cache.
 
-A plain Llama forward over preallocated caches. transformers' own generate grows its cache by concatenation and
-repeats grouped heads, which on a CPU costs more than the matrix products of a model this small.
+A plain Llama forward over preallocated caches. The cache of transformers' own generate grows by
+concatenation, and grouped heads are repeated: on a CPU that costs as much as the matrix products of a
+model this small.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class LlamaShape:
 class Llama:
     """A frozen Llama decoder over float weights with the tensor names of GGUF."""
 
-    def __init__(self, shape: LlamaShape, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, shape: LlamaShape, state: dict[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> None:
         self.shape = shape
         self.dtype = dtype
         weights = {name: tensor.to(dtype) for name, tensor in state.items()}
@@ -84,9 +87,9 @@ class Llama:
         x = self.embed[ids]
         for weights, (key_cache, value_cache) in zip(self.layers, cache, strict=True):
             normed = self._rms(x, weights["attention_norm"])
-            q, k, v = functional.linear(normed, weights["qkv"]).unflatten(-1, (-1, self.shape.head_dim)).split(
-                [self.shape.num_heads, self.shape.num_kv_heads, self.shape.num_kv_heads], dim=2
-            )
+            heads = functional.linear(normed, weights["qkv"]).reshape(*ids.shape, -1, self.shape.head_dim)
+            num_heads, num_kv_heads = self.shape.num_heads, self.shape.num_kv_heads
+            q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=2)
             key_cache[:, :, start : start + length] = _rotate(k.transpose(1, 2), cos, sin)
             value_cache[:, :, start : start + length] = v.transpose(1, 2)
             attended = self._attend(
@@ -102,7 +105,7 @@ class Llama:
         return self._rms(x, self.norm)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Grouped attention; one query token is folded over its group so that no key is repeated. ``[B, T, H]``."""
+        """Grouped attention ``[B, T, H]``; one query token is folded over its group: no key is repeated."""
         batch, heads, length, width = q.shape
         if length == 1:
             grouped = q.reshape(batch, self.shape.num_kv_heads, -1, width)
@@ -156,7 +159,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, An
 
 
 def _half_rotation(weight: Tensor, num_heads: int) -> Tensor:
-    """Undo the row order of llama.cpp, which rotates neighbouring pairs instead of the two halves of a head."""
+    """Undo the row order of llama.cpp, which rotates neighbouring pairs and not the two halves of a head."""
     return weight.reshape(num_heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 

@@ -1,0 +1,444 @@
+import json
+import random
+import re
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tools.train import features, german, kinds, medusa, prompts, states, tree, zoo
+from tools.train.answers import Answer, Job, answer_all, read_answers
+from tools.train.base import Llama, LlamaShape
+from tools.train.decode import continuations, sampler
+from tools.train.features import Rows
+from tools.train.heads import Heads, draft_labels, draft_vocabulary, loss, rank_accuracy
+from tools.train.medusa import Recipe
+
+HIDDEN, VOCAB, LAYERS = 24, 40, 2
+EOS = 2
+
+
+def tiny_base(seed: int = 0) -> Llama:
+    """A random decoder: 4 heads of width 6 over 2 key-value heads."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * 0.25
+
+    state = {"token_embd.weight": matrix(VOCAB, HIDDEN) * 4, "output_norm.weight": torch.ones(HIDDEN)}
+    for i in range(LAYERS):
+        sizes = {
+            "attn_q": (24, HIDDEN),
+            "attn_k": (12, HIDDEN),
+            "attn_v": (12, HIDDEN),
+            "attn_output": (HIDDEN, 24),
+            "ffn_gate": (32, HIDDEN),
+            "ffn_up": (32, HIDDEN),
+            "ffn_down": (HIDDEN, 32),
+        }
+        state |= {f"blk.{i}.{name}.weight": matrix(*shape) for name, shape in sizes.items()}
+        state |= {f"blk.{i}.{name}.weight": torch.ones(HIDDEN) for name in ("attn_norm", "ffn_norm")}
+    shape = LlamaShape(LAYERS, num_heads=4, num_kv_heads=2, head_dim=6, rope_theta=10000.0, norm_eps=1e-5)
+    return Llama(shape, state)
+
+
+class Letters:
+    """A tokenizer of one token a character, with a template of its own."""
+
+    eos_token_id = EOS
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return "".join(f"<{message['content']}>" for message in messages)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [3 + ord(letter) % (VOCAB - 3) for letter in text]}
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(chr(97 + token % 26) for token in ids)
+
+
+def one_by_one(model: Llama, prompt: list[int], num_new: int) -> list[int]:
+    """Greedy decoding without batch, padding or cache."""
+    ids = list(prompt)
+    for _ in range(num_new):
+        hidden = model.hidden(torch.tensor([ids]), torch.tensor([0]), model.cache(1, len(ids)), 0)
+        ids.append(int((hidden[0, -1] @ model.head.T).argmax()))
+        if ids[-1] == EOS:
+            break
+    return ids[len(prompt) :]
+
+
+def answers(count: int, seed: int = 0) -> list[Answer]:
+    """Answers with a rule that heads can learn: each token is the one before plus one."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        first = rng.randrange(3, VOCAB)
+        text = tuple(3 + (first + i) % (VOCAB - 3) for i in range(12))
+        rows.append(Answer(f"a-{index}", "count", 0, text[:4], text[4:], ""))
+    return rows
+
+
+def rows_of(model: Llama, group: list[Answer], num_heads: int) -> Rows:
+    hidden = np.concatenate(features.hidden_states(model, group))
+    tokens = [torch.tensor(answer.answer) for answer in group]
+    future = torch.cat([features.later_tokens(each, num_heads) for each in tokens])
+    return Rows(torch.from_numpy(hidden), torch.cat(tokens), future)
+
+
+@pytest.fixture(scope="module")
+def base() -> Llama:
+    return tiny_base()
+
+
+def test_base_matches_transformers() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    torch.manual_seed(3)
+    reference = LlamaForCausalLM(config).eval()
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "model.layers": "blk",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "post_attention_layernorm": "ffn_norm",
+        "input_layernorm": "attn_norm",
+    }
+    state = {}
+    for name, tensor in reference.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        state[name.replace("lm_head", "output")] = tensor
+    model = Llama(LlamaShape(LAYERS, 4, 2, 6, 10000.0, 1e-5), state)
+    ids = torch.tensor([[5, 9, 30, 11, 7]])
+    expected = reference(ids).logits
+    actual = model.hidden(ids, torch.tensor([0]), model.cache(1, 5), 0) @ model.head.T
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_batched_greedy_equals_one_at_a_time(base: Llama) -> None:
+    rng = random.Random(4)
+    batch = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (3, 9, 1, 6, 6, 2)]
+    found = continuations(base, batch, 15, {EOS})[0]
+    assert found == [one_by_one(base, prompt, 15) for prompt in batch]
+
+
+def test_finished_rows_leave_the_batch(base: Llama) -> None:
+    batch = [[7, 8, 9], [10, 11], [12], [13, 14, 15, 16]]
+    whole, _ = continuations(base, batch, 12, set())
+    stops = {whole[0][2], whole[2][5]}
+    cut, _ = continuations(base, batch, 12, stops)
+    for full, short in zip(whole, cut, strict=True):
+        ends = [i for i, token in enumerate(full) if token in stops]
+        assert short == full[: ends[0] + 1 if ends else 12]
+
+
+def test_sampler_draws_from_the_softmax() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).repeat(40_000, 1)
+    drawn = sampler(0.5, 1)(logits)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, torch.softmax(logits[0] / 0.5, 0), atol=0.01, rtol=0)
+    assert torch.equal(drawn, sampler(0.5, 1)(logits))
+
+
+def test_answers_resume_and_follow_ups_see_the_first_answer(base: Llama, tmp_path: Path) -> None:
+    todo = [{"id": f"p{i}", "task": "t", "turns": ["ab" * i + "c", "de"][: 1 + i % 2]} for i in range(1, 6)]
+    job = Job(num_new=5, batch=2)
+    answer_all(base, Letters(), todo, tmp_path / "whole.jsonl", job)
+    answer_all(base, Letters(), todo[:2], tmp_path / "parts.jsonl", job)
+    with (tmp_path / "parts.jsonl").open("a") as file:
+        file.write('{"id": "p3", "tas')  # killed while writing
+    (tmp_path / "parts.jsonl").write_text((tmp_path / "parts.jsonl").read_text() + "\n")
+    answer_all(base, Letters(), todo, tmp_path / "parts.jsonl", job)
+    whole = {(row.id, row.turn): row for row in read_answers(tmp_path / "whole.jsonl")}
+    parts = {(row.id, row.turn): row for row in read_answers(tmp_path / "parts.jsonl")}
+    assert whole == parts
+    assert len(whole) == 5 + 3
+    first = whole["p1", 0].text
+    assert list(whole["p1", 1].prompt) == Letters()(f"<abc><{first}><de>")["input_ids"]
+
+
+def test_prompts_are_many_distinct_and_repeatable() -> None:
+    passages = [(f"topic {i}", f"Sentence number {i} about it. " * 5) for i in range(8)]
+    made = prompts.mix(passages, ["Write code."], seed=3)
+    assert made == prompts.mix(passages, ["Write code."], seed=3)
+    assert made != prompts.mix(passages, ["Write code."], seed=4)
+    assert {prompt.task for prompt in made} == set(prompts.COUNTS)
+    assert len(made) >= 2400
+    assert len({prompt.turns[0] for prompt in made}) == len(made)
+
+
+def test_prompts_without_passages_leave_out_what_needs_them() -> None:
+    assert {prompt.task for prompt in prompts.mix([], [], 0)} == set(prompts.COUNTS) - {
+        "summarization",
+        "rag",
+    }
+
+
+def test_overlap_with_the_evaluation_set_is_found() -> None:
+    line = "Who was the first person that walked around the lake?"
+    made = [
+        prompts.Prompt("x", "qa", (f"Summarize: {line.upper()}  And more.",)),
+        prompts.Prompt("y", "qa", ("Hi",)),
+    ]
+    assert prompts.overlapping(made, ["other\n" + line]) == [f"summarize: {line.lower()} and more."]
+    assert prompts.overlapping(made, ["hi"]) == ["hi"]
+    assert prompts.overlapping(made, ["something else"]) == []
+
+
+def test_passage_drops_loops_and_the_cut_end() -> None:
+    text = (
+        "Bees live in large and busy hives. " * 3
+        + "They make honey out of nectar from flowers. And then they"
+    )
+    assert prompts.passage(text, shortest=10) == (
+        "Bees live in large and busy hives. They make honey out of nectar from flowers."
+    )
+    assert prompts.passage(text, shortest=1000) is None
+
+
+def test_openings_and_inventions() -> None:
+    rows = prompts.opening_rows(1)
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert not any("{" in row["opening"] for row in rows)
+    said = [
+        Answer(rows[0]["id"], "qa", 0, (1,), (5, 2), " has been to the moon?"),
+        Answer(rows[1]["id"], "qa", 0, (1,), (5,), " no end"),
+    ]
+    kept = prompts.invented(said, rows)
+    assert [prompt.turns for prompt in kept] == [(f"{rows[0]['opening']} has been to the moon?",)]
+
+
+def test_german_sentences_are_filled_and_varied() -> None:
+    rng = random.Random(0)
+    made = {german.sentence(rng) for _ in range(400)}
+    assert len(made) > 380
+    assert all(re.fullmatch(r"[A-ZÄÖÜ„][^{}]*[.?]", text) for text in made)
+
+
+def test_every_kind_fills_its_templates() -> None:
+    rng = random.Random(0)
+    for maker in kinds.MAKERS.values():
+        assert all("{" not in maker(rng) and maker(rng) for _ in range(100))
+
+
+def test_hidden_states_choose_the_answers_tokens(base: Llama) -> None:
+    made = [
+        Answer(f"a{n}", "t", 0, tuple(p), tuple(continuations(base, [p], n + 1, set())[0][0]), "")
+        for n, p in enumerate([[5, 6, 7], [9], [4, 4]])
+    ]
+    for answer, rows in zip(made, features.hidden_states(base, made), strict=True):
+        chosen = (torch.from_numpy(rows).float() @ base.head.T).argmax(-1)
+        assert chosen.tolist() == list(answer.answer)
+
+
+def test_only_missing_states_are_computed(base: Llama, tmp_path: Path) -> None:
+    group = answers(features.CHUNK + 5)
+    features.build(base, group[:-2], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    features.build(base, group, tmp_path)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(after) == len(before) + 1
+    assert before.items() <= after.items()
+    chosen = [answer for answer in group if features.is_held_out(answer, 0.2)]
+    assert 0 < len(chosen) < len(group) / 2
+    found, expected = features.load(chosen, tmp_path, 3), rows_of(base, chosen, 3)
+    torch.testing.assert_close(found.hidden, expected.hidden, atol=2e-3, rtol=2e-3)
+    assert torch.equal(found.future, expected.future)
+    assert torch.equal(found.tokens, expected.tokens)
+
+
+def test_states_of_generation_equal_states_computed_later(base: Llama, tmp_path: Path) -> None:
+    todo = [{"id": f"p{i}", "task": "t", "turns": ["ab" * i + "c"]} for i in range(5)]
+    answer_all(base, Letters(), todo, tmp_path / "a.jsonl", Job(num_new=6, batch=3), tmp_path / "states")
+    made = read_answers(tmp_path / "a.jsonl")
+    found = dict(states.read(tmp_path / "states"))
+    assert found.keys() == {answer.key for answer in made} == states.keys(tmp_path / "states")
+    for answer, expected in zip(made, features.hidden_states(base, made), strict=True):
+        np.testing.assert_allclose(found[answer.key], expected, atol=4e-3, rtol=4e-3)
+
+
+def test_later_tokens_end_with_the_answer() -> None:
+    assert features.later_tokens(torch.tensor([7, 8, 9]), 2).tolist() == [[8, 9], [9, -1], [-1, -1]]
+
+
+def test_draft_vocabulary_and_labels() -> None:
+    made = [Answer("a", "t", 0, (9, 9, 9, 5), (4, 6, 6), ""), Answer("b", "t", 0, (5,), (4, 7, 6), "")]
+    token_map = draft_vocabulary(made, 4)
+    assert token_map.tolist() == [6, 4, 7, 9]
+    labels = draft_labels(torch.tensor([[4, -1], [5, 6]]), token_map, VOCAB)
+    assert labels.tolist() == [[1, -1], [-2, 0]]
+
+
+def test_untrained_heads_say_what_the_base_says() -> None:
+    hidden = torch.randn(5, HIDDEN)
+    heads = Heads(2, 1, HIDDEN)
+    for head, layers in enumerate(heads.blocks):
+        torch.nn.init.zeros_(layers[0].bias)  # type: ignore[index]
+        torch.testing.assert_close(heads(hidden, head), hidden)
+
+
+RECIPE = Recipe(num_heads=2, num_layers=1, draft_vocab=VOCAB, epochs=6, batch=64, learning_rate=1e-2)
+
+
+def training(
+    base: Llama, checkpoint: Path, recipe: Recipe = RECIPE
+) -> tuple[Heads, Rows, torch.Tensor, torch.Tensor]:
+    rows = rows_of(base, answers(60), recipe.num_heads)
+    token_map = draft_vocabulary(answers(60), recipe.draft_vocab)
+    labels = draft_labels(rows.future, token_map, VOCAB)
+    torch.manual_seed(0)
+    heads = Heads(recipe.num_heads, recipe.num_layers, HIDDEN)
+    for head in range(recipe.num_heads):
+        medusa.train(
+            heads, head, rows, labels, base.head[token_map], recipe, checkpoint.with_suffix(f".{head}")
+        )
+    return heads, rows, labels, base.head[token_map]
+
+
+def test_loss_falls_and_accuracy_rises(base: Llama, tmp_path: Path) -> None:
+    heads, rows, labels, output = training(base, tmp_path / "c.pt")
+    untrained = Heads(2, 1, HIDDEN)
+    for head in range(RECIPE.num_heads):
+        known = labels[:, head] >= 0
+        before, after = (
+            loss(each(rows.hidden[known].float(), head), labels[known, head], output)
+            for each in (untrained, heads)
+        )
+        assert after < 0.7 * before
+    old, _ = rank_accuracy(untrained, rows, labels, output)
+    new, _ = rank_accuracy(heads, rows, labels, output)
+    assert (new[:, 0] > old[:, 0]).all()
+
+
+def test_resumed_training_ends_with_the_same_weights(
+    base: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, *_ = training(base, tmp_path / "whole.pt")
+    real, calls = loss, iter(range(1000))
+
+    def interrupted(*args: Any) -> torch.Tensor:
+        if next(calls) == 60:  # the second head, in the middle of an epoch
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr("tools.train.medusa.loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training(base, tmp_path / "parts.pt")
+    monkeypatch.setattr("tools.train.medusa.loss", real)
+    parts, *_ = training(base, tmp_path / "parts.pt")
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_rank_accuracy_counts_by_hand() -> None:
+    heads = Heads(1, 1, 2)
+    torch.nn.init.zeros_(heads.blocks[0][0].bias)  # type: ignore[index]
+    output = torch.tensor([[float(i), 0.0] for i in range(12)])  # token i scores i * x: rank 0 is token 11
+    hidden = torch.tensor([[1.0, 0.0]] * 5, dtype=torch.float16)
+    labels = torch.tensor([[11], [10], [0], [-2], [-1]])
+    accuracy, ranks = rank_accuracy(heads, Rows(hidden, labels[:, 0], labels), labels, output)
+    assert ranks[:, 0].tolist() == [0, 1, 10, 10, 10]
+    torch.testing.assert_close(accuracy[0, :3], torch.tensor([0.25, 0.25, 0.0]))
+
+
+def test_files_round_trip(tmp_path: Path) -> None:
+    heads = Heads(3, 2, HIDDEN)
+    torch.nn.init.normal_(heads.blocks[1][1].weight)  # type: ignore[index]
+    zoo.write_heads(
+        tmp_path, heads.state_dict(), torch.tensor([4, 9, 1]), {"model_type": "medusa", "num_heads": 3}
+    )
+    from safetensors.torch import load_file
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert sorted(tensors) == sorted(
+        [
+            "token_map",
+            *(f"blocks.{i}.layers.{j}.{k}" for i in range(3) for j in range(2) for k in ("weight", "bias")),
+        ]
+    )
+    assert tensors["blocks.1.layers.1.weight"].dtype == torch.float16
+    assert tensors["token_map"].dtype == torch.int64
+    state, token_map = zoo.read_heads(tmp_path)
+    assert token_map.tolist() == [4, 9, 1]
+    restored = Heads(3, 2, HIDDEN)
+    restored.load_state_dict(state)
+    for name, tensor in heads.state_dict().items():
+        torch.testing.assert_close(restored.state_dict()[name], tensor, atol=2e-3, rtol=1e-3)
+    assert json.loads((tmp_path / "config.json").read_text())["num_heads"] == 3
+
+
+def brute_force(accuracy: list[list[float]], num_nodes: int) -> list[tree.Path]:
+    """All paths by score; with falling accuracies that is what best-first must give."""
+    scored: list[tuple[float, tree.Path]] = []
+    level: list[tuple[float, tree.Path]] = [(1.0, ())]
+    for row in accuracy:
+        level = [(score * share, (*path, rank)) for score, path in level for rank, share in enumerate(row)]
+        scored += level
+    return [path for _, path in sorted(scored, key=lambda item: (-item[0], item[1]))][: num_nodes - 1]
+
+
+def test_tree_takes_the_most_probable_paths() -> None:
+    accuracy = [[0.53, 0.17, 0.071], [0.37, 0.11, 0.059], [0.29, 0.13, 0.031]]
+    paths = tree.best_first(accuracy, 20)
+    assert paths == brute_force(accuracy, 20)
+    for size in range(len(paths)):
+        for path in paths[:size]:
+            assert len(path) == 1 or path[:-1] in paths[:size]
+            assert path[-1] == 0 or (*path[:-1], path[-1] - 1) in paths[:size]
+    assert tree.digits(paths)[:2] == ["0", "00"]
+
+
+def test_tokens_per_step_by_hand() -> None:
+    ranks = torch.tensor([[0, 1], [0, 0], [1, 0], [9, 0]])
+    assert tree.tokens_per_step(ranks, [(0,), (0, 0), (1,)]) == 1 + (1 + 2 + 1 + 0) / 4
+    assert tree.tokens_per_step(ranks, []) == 1.0
+
+
+def test_written_tree_is_readable(tmp_path: Path) -> None:
+    zoo.write_tree(tmp_path, [[0.5, 0.1], [0.25, 0.1]])
+    found = json.loads((tmp_path / "tree.json").read_text())
+    assert found["paths"] == ["0", "00", "1", "01", "10", "11"]
+    assert found["accuracy"] == [[0.5, 0.1], [0.25, 0.1]]
+
+
+def test_whole_run_ships_heads_tree_and_tables(base: Llama, tmp_path: Path) -> None:
+    group, others = answers(60), answers(5, seed=9)
+    others = [Answer(f"o-{i}", *other[1:]) for i, other in enumerate(map(astuple, others))]
+    features.build(base, group, tmp_path / "states")
+    recipe = Recipe(num_heads=2, draft_vocab=30, epochs=2, batch=64, held_out=0.2)
+    medusa.train_all(base, group, tmp_path, recipe, only=[1])
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["head-1.pt"]
+    trained = medusa.train_all(base, group, tmp_path, recipe)
+    measures = medusa.measure_all(base, trained, {"held out": group, "others": others}, tmp_path)
+    tables = medusa.ship(tmp_path / "zoo", base, "tiny", trained, measures)
+    assert [measure.name for measure in measures] == ["held out", "others"]
+    assert len(measures[1].ranks) == sum(len(other.answer) for other in others)
+    assert len(measures[0].ranks) + trained.num_positions == sum(len(answer.answer) for answer in group)
+    config = json.loads((tmp_path / "zoo" / "config.json").read_text())
+    assert (config["num_heads"], config["truncated_vocab_size"], config["vocab_size"]) == (2, 30, VOCAB)
+    assert len(json.loads((tmp_path / "zoo" / "tree.json").read_text())["paths"]) == zoo.TREE_NODES - 1
+    state, token_map = zoo.read_heads(tmp_path / "zoo")
+    assert torch.equal(token_map, trained.token_map)
+    for name, tensor in trained.heads.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, atol=2e-3, rtol=1e-3)
+    assert tables.count("| others |") == 3

@@ -1,0 +1,88 @@
+"""What training ships: weights, configuration, tree and card of trained heads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tools.train import tree
+from torch import Tensor
+
+TREE_NODES = 64
+SIZES = (2, 3, 4, 8, 16, 32, 64)
+"""Tree sizes whose yield the card states, the root included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How well heads guess on one set of answers.
+
+    Attributes:
+        name: What the set is.
+        accuracy: ``[K][ranks]`` as :func:`tools.train.medusa.rank_accuracy` returns it.
+        ranks: ``[N, K]`` of the same.
+        coverage: Share of the answer tokens that the draft vocabulary holds.
+    """
+
+    name: str
+    accuracy: list[list[float]]
+    ranks: Tensor
+    coverage: float
+
+
+def write_heads(
+    folder: Path, weights: Mapping[str, Tensor], token_map: Tensor, config: Mapping[str, object]
+) -> None:
+    """Write ``model.safetensors`` (float16, in the layout that vLLM reads) and ``config.json``.
+
+    Args:
+        folder: Made if missing.
+        weights: State dict of :class:`tools.train.medusa.Heads`: ``blocks.{i}.{j}.weight`` and ``.bias``.
+        token_map: Token ids of the draft vocabulary.
+        config: Contents of the configuration file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"token_map": token_map}
+    for name, tensor in weights.items():
+        _, head, layer, kind = name.split(".")
+        tensors[f"blocks.{head}.layers.{layer}.{kind}"] = tensor.to(torch.float16).contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_heads(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """The inverse of :func:`write_heads`: a float32 state dict and the token map."""
+    tensors = load_file(folder / "model.safetensors")
+    token_map = tensors.pop("token_map")
+    return {name.replace(".layers.", "."): tensor.float() for name, tensor in tensors.items()}, token_map
+
+
+def write_tree(folder: Path, accuracy: Sequence[Sequence[float]]) -> list[tree.Path]:
+    """Write ``tree.json``: the best static tree for these accuracies, best node first, and the accuracies."""
+    paths = tree.best_first(accuracy, TREE_NODES)
+    rounded = [[round(value, 4) for value in row] for row in accuracy]
+    text = json.dumps({"paths": tree.digits(paths), "accuracy": rounded}, indent=None)
+    (folder / "tree.json").write_text(text + "\n", encoding="utf-8")
+    return paths
+
+
+def tables(measures: Sequence[Measure], paths: Sequence[tree.Path]) -> str:
+    """Markdown: accuracy per head, and tokens a step would emit with trees of several sizes."""
+    lines = [
+        "| answers | coverage | head | token | top-1 | top-5 | top-10 |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for measure in measures:
+        for head, row in enumerate(measure.accuracy):
+            shares = " | ".join(f"{sum(row[:size]):.1%}" for size in (1, 5, 10))
+            lines.append(f"| {measure.name} | {measure.coverage:.1%} | {head} | t+{head + 2} | {shares} |")
+    lines += ["", "| answers | " + " | ".join(f"{size} nodes" for size in SIZES) + " |"]
+    lines.append("| --- |" + " ---: |" * len(SIZES))
+    for measure in measures:
+        gains = " | ".join(f"{tree.tokens_per_step(measure.ranks, paths[: size - 1]):.2f}" for size in SIZES)
+        lines.append(f"| {measure.name} | {gains} |")
+    return "\n".join(lines) + "\n"
