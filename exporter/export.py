@@ -18,7 +18,7 @@ from seqrt.errors import ExportError
 from seqrt.exporter.check import check_decoder, check_graph
 from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks, open_checkpoint
 from seqrt.exporter.heads import Heads, heads_graph, read_heads
-from seqrt.exporter.quantize import METHODS, Method, quantized, require_blocks, rewrite
+from seqrt.exporter.quantize import BLOCK, METHODS, Method, as_computed, quantized, require_blocks, rewrite, round_int8
 from seqrt.exporter.stitch import decoder_graph, model_of
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.trace import OPSET, trace
@@ -169,8 +169,6 @@ def _fill_heads(heads: Heads, store: WeightStore, quantize: Method) -> ir.Graph:
 
 
 def _head_blocks(matrix: np.ndarray, quantize: Method) -> QuantBlocks | None:
-    from seqrt.exporter.quantize import BLOCK, round_int8
-
     return None if quantize == "none" or matrix.ndim != 2 or matrix.shape[0] % BLOCK else round_int8(matrix.T)
 
 
@@ -195,7 +193,7 @@ def _check(
     folder: Path, weights: DecoderWeights, blocks: Mapping[str, QuantBlocks], all_heads: list[Heads]
 ) -> dict[str, dict[str, float]]:
     """Each graph against torch with the weights as quantised, so that only the graph is judged."""
-    decoder = load_decoder(weights, blocks)
+    decoder = load_decoder(weights, {name: partial(as_computed, name, kept) for name, kept in blocks.items()})
     hidden = np.random.default_rng(0).standard_normal((2, decoder.config.hidden_size)).astype(np.float32)
     differences = {
         "decoder": check_decoder(folder / "decoder.onnx", decoder),

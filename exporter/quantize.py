@@ -54,6 +54,17 @@ class Packed:
         """Rows that share a scale."""
         return self.codes.shape[0] // self.scale.shape[0]
 
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The weight that the graph multiplies with, float32 `[K, N]`, the digits of the residual included."""
+        zero = 0 if self.zero is None else self.zero[:, None].astype(np.float32)
+        steps = self.codes.reshape(-1, self.block, self.codes.shape[1]).astype(np.float32) - zero
+        rows = (steps * self.scale[:, None]).reshape(self.codes.shape)
+        if not self.num_sums:
+            return rows
+        size = self.num_sums * self.block
+        digits = rows[size:].reshape(_DIGITS, -1, rows.shape[1])[:, : self.num_sums].sum(0)
+        return rows[:size] + np.repeat(digits, self.block, axis=0)
+
 
 def quantized(weights: DecoderWeights, name: str, method: Method) -> QuantBlocks | None:
     """Blocks of parameter `name`, or None when it stays as it is.
@@ -141,6 +152,11 @@ def _with_residual(packed: Packed, residual: npt.NDArray[np.float32]) -> Packed:
     extra = np.full((_DIGITS * rows // packed.block, width), 8, np.uint8)
     zero = extra if packed.zero is None else np.concatenate([packed.zero, extra])
     return Packed(4, np.concatenate(codes), np.concatenate(scales), zero, num_sums)
+
+
+def as_computed(name: str, blocks: QuantBlocks) -> npt.NDArray[np.float32]:
+    """Parameter `name` as the graph computes with it, in the parameter's own layout."""
+    return pack(blocks).dequantize() if is_projection(name) else blocks.dequantize()
 
 
 Store = Callable[[str, npt.NDArray[np.generic], ir.DataType], ir.Value]

@@ -1,6 +1,7 @@
 """Weights of a checkpoint under the names and in the layout of the graphs, made on demand, one at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -62,16 +63,16 @@ def parameter_names(decoder: Decoder) -> dict[str, str]:
     }
 
 
-def load_decoder(weights: DecoderWeights, blocks: Mapping[str, QuantBlocks] | None = None) -> Decoder:
-    """The torch module with the checkpoint's weights, those in `blocks` as quantised there."""
+def load_decoder(
+    weights: DecoderWeights, replaced: Mapping[str, Callable[[], FloatArray]] | None = None
+) -> Decoder:
+    """The torch module with the checkpoint's weights, those in `replaced` as made there."""
     with torch.device("meta"):
         decoder = Decoder(weights.checkpoint.config)
 
     def value(name: str) -> torch.Tensor:
-        kept = (blocks or {}).get(name)
-        if kept is None:
-            return torch.from_numpy(np.require(weights.tensor(name), requirements=["C", "W"]))
-        return torch.from_numpy(kept.dequantize().T.copy() if is_projection(name) else kept.dequantize())
+        array = (replaced or {}).get(name, partial(weights.tensor, name))()
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
     state = {own: value(name) for own, name in parameter_names(decoder).items()}
     if weights.checkpoint.config.tied_embeddings:

@@ -1,1 +1,66 @@
-"""Placeholder docstring; replaced by its owner."""
+"""Drafters: what guesses the tokens that one verification checks. One file each; docs/drafters.md tells how to write one.
+
+A drafter sees the accepted tokens and the outputs of the step that verified them, and proposes a token tree with an
+estimate, for each node, of the probability that the node will be accepted. The loop cuts the tree to what pays.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from seqrt.runtime.decoder import StepOutput
+from seqrt.runtime.tree import Tree
+from seqrt.runtime.verification import Drawn
+
+__all__ = ["Drafter", "Proposal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A drafted tree.
+
+    Attributes:
+        tree: nodes in the order in which they are worth verifying; the root first, parents before children.
+        probability: float `[N]`, estimate that a node will be accepted; 1 for the root, never more than its parent's.
+        drawn: how the drafts were sampled; None for a deterministic drafter.
+    """
+
+    tree: Tree
+    probability: npt.NDArray[np.float64]
+    drawn: Drawn | None = None
+
+    def truncated(self, num_nodes: int) -> "Proposal":
+        """The first nodes of the proposal."""
+        if num_nodes >= self.tree.num_nodes:
+            return self
+        return Proposal(self.tree.truncated(num_nodes), self.probability[:num_nodes], self.drawn)
+
+    @classmethod
+    def nothing(cls, root: int) -> "Proposal":
+        """The root alone: plain decoding."""
+        return cls(Tree.chain([root]), np.ones(1))
+
+
+class Drafter(Protocol):
+    """One method of drafting, for one request after another."""
+
+    name: str
+
+    def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
+        """A request starts: its prompt with the root at the end, and what the prompt's last chunk computed."""
+
+    def propose(self, root: int, max_nodes: int) -> Proposal:
+        """Guesses what follows `root`; at most `max_nodes` nodes."""
+
+    def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
+        """A step ended.
+
+        Args:
+            proposal: what was verified; a part of what was proposed, or the root alone.
+            path: accepted nodes of it, the root first.
+            tokens: newly decided tokens: the accepted drafts, then the next root.
+            output: of the verification, its rows the nodes of the proposal.
+        """

@@ -36,8 +36,8 @@ class OrtEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERRORS_ONLY
-        if not exact:  # int8 activations: what llama.cpp does too, and several times faster
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        # Level 4 multiplies in int8, as llama.cpp does too, several times faster; level 1 in float32.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -1,0 +1,136 @@
+"""The decoding loop: draft, verify, accept, commit. Plain decoding is the same loop with a tree of one node."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+
+from seqrt.runtime.decoder import Decoder, Floats, StepOutput
+from seqrt.runtime.drafters import Drafter, Proposal
+from seqrt.runtime.history import History
+from seqrt.runtime.pacing import Pacer
+from seqrt.runtime.rows import Rows
+from seqrt.runtime.sampling import Sampler
+from seqrt.runtime.verification import Verifier
+
+STAGES: Final = ("draft", "verify", "accept", "commit")
+
+FullLogits = Callable[[Floats], Floats]
+
+
+@dataclass(slots=True)
+class Trace:
+    """What a run of the loop did, for reports.
+
+    Attributes:
+        prefill_seconds: from the prompt to the first token.
+        rows, emitted: of each step, nodes verified and tokens decided.
+        accepted_depth: of each drafted step, depth of the tree and of the accepted path.
+        stage_seconds: of each step, the seconds of each of STAGES.
+        arrival_seconds: of each token, when it was decided, counted from the start.
+    """
+
+    prefill_seconds: float = 0.0
+    rows: list[int] = field(default_factory=list)
+    emitted: list[int] = field(default_factory=list)
+    accepted_depth: list[tuple[int, int]] = field(default_factory=list)
+    stage_seconds: list[tuple[float, ...]] = field(default_factory=list)
+    arrival_seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Loop:
+    """One request on one decoder.
+
+    Attributes:
+        decoder: holds the cache; `reused` of the prompt's tokens are in it already.
+        full_logits: hidden rows `[R, H]` to logits `[R, V]`, for what the top candidates do not decide.
+        log_probabilities: filled with that of each decided token, if given.
+    """
+
+    decoder: Decoder
+    full_logits: FullLogits
+    sampler: Sampler
+    verifier: Verifier
+    drafter: Drafter | None
+    pacer: Pacer
+    trace: Trace = field(default_factory=Trace)
+    log_probabilities: list[float] | None = None
+
+    def run(self, prompt: Sequence[int], reused: int = 0) -> Iterator[list[int]]:
+        """Yields the tokens that each model call decides, without end; the caller stops when it has enough."""
+        start = perf_counter()
+        history = self.sampler.history(prompt)
+        output = self.decoder.prefill(prompt[reused:])[-1]
+        rows = self._rows(output, last_row_only=True)
+        root = self.sampler.choose(rows, 0, history)
+        self._note(rows, [0], [root])
+        history.append(root)
+        if self.drafter is not None:
+            self.drafter.begin(history.tokens, output)
+        self.trace.prefill_seconds = perf_counter() - start
+        self.trace.arrival_seconds.append(self.trace.prefill_seconds)
+        yield [root]
+        while True:
+            tokens = self._step(history)
+            self.trace.arrival_seconds += [perf_counter() - start] * len(tokens)
+            yield tokens
+
+    def _step(self, history: History) -> list[int]:
+        """Drafts a tree under the last token, verifies it in one call and keeps the accepted path."""
+        times = [perf_counter()]
+        proposal, drafted = self._draft(history.tokens[-1])
+        times.append(perf_counter())
+        tree = proposal.tree
+        output = self.decoder.step(tree.tokens, tree.ancestors, tree.depth, np.arange(tree.num_nodes))
+        times.append(perf_counter())
+        rows = self._rows(output)
+        accepted = self.verifier.accept(tree, rows, history, proposal.drawn)
+        tokens = [*tree.tokens[accepted.path[1:]].tolist(), accepted.next_token]
+        self._note(rows, accepted.path, tokens)
+        for token in tokens:
+            history.append(token)
+        times.append(perf_counter())
+        self.decoder.commit(accepted.path)
+        if self.drafter is not None:
+            self.drafter.observe(proposal, accepted.path, tokens, output)
+        times.append(perf_counter())
+        self._record(times, proposal, len(accepted.path) - 1, len(tokens), drafted)
+        return tokens
+
+    def _draft(self, root: int) -> tuple[Proposal, bool]:
+        """What to verify next, and whether the drafter was asked."""
+        if self.drafter is None or not self.pacer.drafts():
+            return Proposal.nothing(root), False
+        proposal = self.drafter.propose(root, self.pacer.max_rows)
+        count = self.pacer.choose(proposal.probability)
+        return proposal.truncated(count), True
+
+    def _rows(self, output: StepOutput, *, last_row_only: bool = False) -> Rows:
+        def full(node: int) -> Floats:
+            row = len(output.hidden) - 1 if last_row_only else node
+            return self.full_logits(output.hidden[row : row + 1])[0]
+
+        return Rows(output.topk_ids, output.topk_logits, output.logsumexp, full)
+
+    def _note(self, rows: Rows, path: Sequence[int], tokens: Sequence[int]) -> None:
+        """Log-probability of each token under the model itself, before penalties and temperature."""
+        if self.log_probabilities is None:
+            return
+        for node, token in zip(path, tokens, strict=True):
+            place = np.flatnonzero(rows.ids[node] == token)
+            logit = rows.logits[node, place[0]] if len(place) else rows.full(node)[token]
+            self.log_probabilities.append(float(logit - rows.logsumexp[node]))
+
+    def _record(self, times: list[float], proposal: Proposal, depth: int, emitted: int, drafted: bool) -> None:
+        stages = tuple(after - before for before, after in zip(times, times[1:], strict=False))
+        num_rows = proposal.tree.num_nodes
+        self.pacer.record(num_rows, emitted, stages[1], times[-1] - times[0], drafted=drafted)
+        trace = self.trace
+        trace.rows.append(num_rows)
+        trace.emitted.append(emitted)
+        trace.stage_seconds.append(stages)
+        if num_rows > 1:
+            trace.accepted_depth.append((int(proposal.tree.depth.max()), depth))

@@ -1,0 +1,274 @@
+"""A loaded bundle that answers: generate, stream, chat, score."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from seqrt.errors import RequestError
+from seqrt.runtime.bundle import Bundle, open_bundle
+from seqrt.runtime.chat import ChatTemplate
+from seqrt.runtime.decoder import Decoder, Floats
+from seqrt.runtime.drafters import Drafter
+from seqrt.runtime.drafters.lookup import LookupDrafter
+from seqrt.runtime.drafters.medusa import MedusaDrafter
+from seqrt.runtime.engines.ort import OrtEngine
+from seqrt.runtime.generate import Loop
+from seqrt.runtime.options import NO_DRAFT, Options
+from seqrt.runtime.pacing import Pacer
+from seqrt.runtime.sampling import Sampler
+from seqrt.runtime.score import Scores, score_tokens
+from seqrt.runtime.stream import Generation, Stream
+from seqrt.runtime.tree import Template
+from seqrt.runtime.verification import Verifier
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BACKENDS: Final = ("cpu",)
+LOOKUP: Final = "lookup"
+_DEFAULT_TREE: Final = "mc_sim_7b_63"
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int]
+
+
+def load(path: str | Path, *, backend: str = "cpu", threads: int = 0) -> "Model":
+    """Loads a bundle.
+
+    Args:
+        path: the bundle's directory.
+        backend: "cpu".
+        threads: for one model call; 0 takes one a core.
+
+    Raises:
+        BundleError: it is not a bundle, or damaged.
+        EngineError: the engine is missing or refuses the graphs.
+        RequestError: unknown backend or negative number of threads.
+    """
+    if backend not in BACKENDS:
+        raise RequestError(f"--backend {backend} is unknown; choose one of {', '.join(BACKENDS)}")
+    if threads < 0:
+        raise RequestError(f"--threads is {threads}; give 0 (one a core) or more")
+    start = perf_counter()
+    model = Model(open_bundle(Path(path)), threads)
+    model.load_seconds = perf_counter() - start
+    return model
+
+
+class Model:
+    """A bundle on an engine. Not for several threads at once: there is one cache.
+
+    Attributes:
+        bundle: what was loaded.
+        load_seconds: how long that took.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle, self._threads = bundle, threads
+        self.load_seconds = 0.0
+        self._info = bundle.manifest.model
+        self._decoder = Decoder(OrtEngine(bundle.graph("decoder"), threads=threads), bundle.manifest.capacity)
+        self._cached: list[int] = []  # tokens whose rows are in the cache
+        self._engines: dict[str, OrtEngine] = {}
+        self._drafters: dict[tuple[str, str | None], Drafter] = {}
+        self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
+        self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
+        self._tokenizer = _tokenizer(bundle)
+        template = bundle.text("chat_template.jinja")
+        self._template = None if template is None else ChatTemplate(template, *self._edge_tokens())
+
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        """Names that `draft` takes."""
+        return (NO_DRAFT, LOOKUP, *(head.name for head in self.bundle.manifest.heads))
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The bundle's tokenizer.
+
+        Raises:
+            RequestError: it has none; prompts must be token ids.
+        """
+        if self._tokenizer is None:
+            raise RequestError(f"{self.bundle.path} has no tokenizer; give the prompt as token ids")
+        return self._tokenizer
+
+    def generate(self, prompt: Prompt, options: Options | None = None, **changes: Any) -> Generation:
+        """Answers a prompt; see `stream`. Returns the finished `Generation`."""
+        return self.stream(prompt, options, **changes).finish()
+
+    def stream(self, prompt: Prompt, options: Options | None = None, **changes: Any) -> Stream:
+        """Answers a prompt piece by piece: iterate for text, then read `.result`.
+
+        Args:
+            prompt: text, put through the chat template as a user's message unless `raw`; or token ids.
+            options: what is asked for.
+            **changes: fields of `Options` that differ from it, such as draft="medusa" or temperature=0.7.
+
+        Raises:
+            RequestError: the prompt or an option cannot be served.
+        """
+        wanted = dataclasses.replace(options or Options(), **changes)
+        if isinstance(prompt, str) and self._template is not None and not wanted.raw:
+            return self.stream_chat([{"role": "user", "content": prompt}], wanted)
+        return self._start(self.encode(prompt) if isinstance(prompt, str) else list(prompt), wanted)
+
+    def chat(self, messages: Sequence[Message], options: Options | None = None, **changes: Any) -> Generation:
+        """Answers a conversation; see `stream_chat`. Returns the finished `Generation`."""
+        return self.stream_chat(messages, options, **changes).finish()
+
+    def stream_chat(self, messages: Sequence[Message], options: Options | None = None, **changes: Any) -> Stream:
+        """Answers a conversation; rows of earlier turns that are still in the cache are not computed again.
+
+        Args:
+            messages: `{"role": ..., "content": ...}` each, as the bundle's chat template takes them.
+            options: what is asked for.
+            **changes: fields of `Options` that differ from it.
+
+        Raises:
+            RequestError: no chat template, or the conversation or an option cannot be served.
+        """
+        wanted = dataclasses.replace(options or Options(), **changes)
+        if self._template is None:
+            raise RequestError(f"{self.bundle.path} has no chat template; use --raw prompts")
+        if not messages or not str(messages[-1].get("content", "")).strip():
+            raise RequestError("the prompt is empty; give some text")
+        text = self._template.render(messages)
+        return self._start(self.tokenizer.encode(text, add_special_tokens=False).ids, wanted)
+
+    def score(self, text: Prompt) -> Scores:
+        """Log-probability of each token of a text after the first, under the model.
+
+        Raises:
+            RequestError: fewer than two tokens, or more than the capacity.
+        """
+        tokens = self.encode(text) if isinstance(text, str) else list(text)
+        self._check_prompt(tokens)
+        if len(tokens) < 2:
+            raise RequestError(f"scoring needs two tokens, the text has {len(tokens)}")
+        self._cached = []
+        self._decoder.reset()
+        return score_tokens(self._decoder, self._full_logits, tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer itself adds."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def _start(self, prompt: list[int], options: Options) -> Stream:
+        self._check_prompt(prompt)
+        info = self._info
+        eos = () if options.ignore_eos else info.eos_token_ids
+        sampler = Sampler(options, info.vocab_size, eos_ids=info.eos_token_ids, min_new_tokens=options.min_new_tokens)
+        verifier = Verifier(
+            options.accept, sampler, threshold=options.posterior_threshold, alpha=options.posterior_alpha
+        )
+        drafter = self._drafter(options)
+        loop = Loop(self._decoder, self._full_logits, sampler, verifier, drafter, self._pacer(options))
+        loop.log_probabilities = [] if options.log_probabilities else None
+        limit = min(options.max_new_tokens, self.bundle.manifest.capacity - len(prompt))
+        return Stream(
+            loop=loop,
+            tokens=self._tokens(loop, prompt),
+            tokenizer=self._tokenizer,
+            options=options,
+            stop_ids=frozenset((*eos, *options.stop_ids)),
+            limit=limit,
+            num_prompt=len(prompt),
+            load_seconds=self.load_seconds,
+        )
+
+    def _tokens(self, loop: Loop, prompt: list[int]) -> Iterator[list[int]]:
+        """Runs the loop over the cache, and keeps account of what is in the cache however it ends."""
+        reused = self._reuse(prompt)
+        self._cached = list(prompt)
+        try:
+            for tokens in loop.run(prompt, reused):
+                self._cached += tokens
+                yield tokens
+        finally:
+            self._cached = self._cached[: self._decoder.settled]
+
+    def _reuse(self, prompt: list[int]) -> int:
+        """Goes back to the part of the cache that this prompt shares; at least one token is left to compute."""
+        most = min(len(self._cached), self._decoder.settled, len(prompt) - 1)
+        shared = next((i for i in range(most) if self._cached[i] != prompt[i]), most)
+        self._decoder.reset(shared)
+        return shared
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        capacity, vocab_size = self.bundle.manifest.capacity, self._info.vocab_size
+        if not len(prompt):
+            raise RequestError("the prompt is empty; give some text")
+        if len(prompt) >= capacity:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, the bundle's capacity is {capacity} with the answer;"
+                " shorten it or export with a larger --capacity"
+            )
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise RequestError(f"the prompt has token {max(max(prompt), -min(prompt))}; ids are 0 to {vocab_size - 1}")
+
+    def _full_logits(self, hidden: Floats) -> Floats:
+        engine = self._engine("logits")
+        engine.input("hidden", hidden.shape)[:] = hidden
+        logits: Floats = engine.output("logits", (len(hidden), self._info.vocab_size))  # type: ignore[assignment]
+        engine.run()
+        return logits
+
+    def _engine(self, role: str) -> OrtEngine:
+        if role not in self._engines:
+            self._engines[role] = OrtEngine(self.bundle.graph(role), threads=self._threads)
+        return self._engines[role]
+
+    def _drafter(self, options: Options) -> Drafter | None:
+        if options.draft == NO_DRAFT:
+            return None
+        if options.draft not in self.drafts:
+            raise RequestError(f"--draft {options.draft} is not in this bundle; choose one of {', '.join(self.drafts)}")
+        key = (options.draft, options.tree)
+        if key not in self._drafters:
+            self._drafters[key] = self._make_drafter(*key)
+        return self._drafters[key]
+
+    def _make_drafter(self, name: str, tree: str | None) -> Drafter:
+        if name == LOOKUP:
+            if tree is not None:
+                raise RequestError(f"--tree {tree} needs draft heads; --draft lookup proposes chains")
+            return LookupDrafter()
+        head = next(head for head in self.bundle.manifest.heads if head.name == name)
+        if tree is not None:
+            template = Template.resolve(tree)
+        elif head.tree:
+            template = Template.parse(" ".join(head.tree))
+        else:
+            template = Template.named(_DEFAULT_TREE).limited(head.num_heads, head.top_k)
+        return MedusaDrafter(self._engine(name), template)
+
+    def _pacer(self, options: Options) -> Pacer:
+        key = (options.draft, options.tree, options.max_rows, options.adaptive)
+        if key not in self._pacers:
+            self._pacers[key] = Pacer(options.max_rows, options.adaptive, self._row_seconds)
+        return self._pacers[key]
+
+    def _edge_tokens(self) -> tuple[str, str]:
+        """Texts of the begin and end tokens, which chat templates may name."""
+        info = self._info
+        ids = (info.bos_token_id, info.eos_token_ids[0] if info.eos_token_ids else None)
+        bos, eos = (
+            "" if token is None or self._tokenizer is None else self._tokenizer.id_to_token(token) or ""
+            for token in ids
+        )
+        return bos, eos
+
+
+def _tokenizer(bundle: Bundle) -> "Tokenizer | None":
+    text = bundle.text("tokenizer.json")
+    if text is None:
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(text)

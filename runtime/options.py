@@ -1,0 +1,65 @@
+"""Everything that can be asked of a generation, with its defaults and checks."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from seqrt.errors import RequestError
+from seqrt.runtime.settings import Sampling
+from seqrt.runtime.verification import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD, RULES
+
+NO_DRAFT: Final = "none"
+DEFAULT_NEW_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(Sampling):
+    """Sampling rules, limits, stops and drafting of one request. The defaults are plain greedy decoding.
+
+    Attributes:
+        max_new_tokens: most tokens of the answer; the bundle's capacity may end it earlier.
+        min_new_tokens: the end-of-text tokens are banned before so many.
+        stop: texts that end the answer; they are not part of it.
+        stop_ids: tokens that end the answer, besides the model's own.
+        ignore_eos: do not end at the model's own end-of-text tokens.
+        draft: drafter: "none", "lookup" or the name of draft heads in the bundle.
+        tree: what drafts may combine: a named tree or rank paths such as "0 00 1"; None takes the heads' own.
+        max_rows: most nodes of a tree, the root included.
+        adaptive: verify only as many nodes as pay; False verifies the whole tree at each step.
+        accept: verification rule; None takes the lossless one that fits.
+        posterior_threshold, posterior_alpha: of the rule "typical".
+        raw: a text prompt is taken as it is, without the chat template.
+        log_probabilities: report that of each token.
+
+    Raises:
+        RequestError: a value is out of its range; the message names the option.
+    """
+
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    draft: str = NO_DRAFT
+    tree: str | None = None
+    max_rows: int = 64
+    adaptive: bool = True
+    accept: str | None = None
+    posterior_threshold: float = POSTERIOR_THRESHOLD
+    posterior_alpha: float = POSTERIOR_ALPHA
+    raw: bool = False
+    log_probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        Sampling.__post_init__(self)  # super() does not work in a slotted dataclass
+        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("max_rows", 1)):
+            if getattr(self, name) < least:
+                raise RequestError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give {least} or more")
+        for name in ("posterior_threshold", "posterior_alpha"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 < value <= 1):
+                raise RequestError(f"--{name.replace('_', '-')} is {value}; give more than 0 and at most 1")
+        if self.accept is not None and self.accept not in RULES:
+            raise RequestError(f"--accept is {self.accept!r}; choose one of {', '.join(RULES)}")
+        if "" in self.stop:
+            raise RequestError("--stop is empty; give the text to stop at")

@@ -1,0 +1,101 @@
+"""Never slower than plain decoding: how many rows to verify, and whether to draft at all.
+
+A step of T rows costs c(T) seconds, measured as the loop runs; a draft costs what it costs. With plain decoding as
+the alternative, a node is worth verifying while the probability that it will be accepted exceeds the time that its
+row adds, in units of the time that a token takes now. When drafting turns out slower than plain decoding over a
+stretch of steps, it pauses, each time twice as long, and then tries again: texts change their nature midway.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+_DECAY: Final = 0.9
+_PRIOR_ROW: Final = 0.12  # cost of a further row before any is measured, in plain steps: optimistic, so it is tried
+_TRIAL_STEPS: Final = 12  # drafted steps before drafting is judged
+_FIRST_PAUSE: Final = 24
+_LONGEST_PAUSE: Final = 384
+_MARGIN: Final = 1.01  # drafting must win by this much
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Chooses the number of nodes of each step from running measurements; one for a model and drafter.
+
+    Attributes:
+        max_rows: most nodes of a tree.
+        seconds: running cost of a step by its rows.
+        adaptive: False verifies every proposal whole (for measurements and tests).
+    """
+
+    max_rows: int
+    adaptive: bool = True
+    seconds: dict[int, float] = field(default_factory=dict)
+    _pause: int = 0
+    _next_pause: int = _FIRST_PAUSE
+    _trial_tokens: int = 0
+    _trial_seconds: float = 0.0
+    _trial_steps: int = 0
+
+    def drafts(self) -> bool:
+        """Whether the next step should be drafted."""
+        if not self.adaptive or self._pause == 0:
+            return True
+        self._pause -= 1
+        return False
+
+    def choose(self, probability: npt.NDArray[np.float64]) -> int:
+        """How many of the proposed nodes to verify: those that bring in more than their rows cost."""
+        most = min(len(probability), self.max_rows)
+        if not self.adaptive or most == 1 or 1 not in self.seconds:
+            return most if not self.adaptive else min(most, 2)
+        gain = np.cumsum(probability[:most])
+        cost = np.array([self.cost(rows) for rows in range(1, most + 1)])
+        rate = max(1.0 / self.seconds[1], self._rate())
+        return int(np.argmax(gain - rate * cost)) + 1
+
+    def cost(self, rows: int) -> float:
+        """Seconds of a step with so many rows: as measured, between measurements a line, beyond them its slope."""
+        known = self.seconds
+        if rows in known:
+            return known[rows]
+        below = max((n for n in known if n < rows), default=None)
+        above = min((n for n in known if n > rows), default=None)
+        if below is None:
+            return known[above] if above is not None else 0.0
+        if above is not None:
+            share = (rows - below) / (above - below)
+            return known[below] + share * (known[above] - known[below])
+        slope = _PRIOR_ROW * known.get(1, known[below])
+        if below > 1 and 1 in known:
+            slope = max(slope, (known[below] - known[1]) / (below - 1))
+        return known[below] + slope * (rows - below)
+
+    def record(self, rows: int, emitted: int, step_seconds: float, total_seconds: float, *, drafted: bool) -> None:
+        """A step ended: its rows, the tokens it emitted, its own time and that of the whole round."""
+        old = self.seconds.get(rows)
+        # An outlier (another process took the core) must not drive the choice for long: it counts at most double.
+        new = step_seconds if old is None else min(step_seconds, 2 * old)
+        self.seconds[rows] = new if old is None else _DECAY * old + (1 - _DECAY) * new
+        if not drafted:
+            return
+        self._trial_tokens += emitted
+        self._trial_seconds += min(total_seconds, 3 * self.seconds[rows])
+        self._trial_steps += 1
+        if self.adaptive and self._trial_steps >= _TRIAL_STEPS and 1 in self.seconds:
+            self._judge()
+
+    def _judge(self) -> None:
+        """Pauses drafting that lost against plain decoding."""
+        if self._rate() * self.seconds[1] < _MARGIN:
+            self._pause = self._next_pause
+            self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
+        else:
+            self._next_pause = _FIRST_PAUSE
+        self._trial_tokens, self._trial_seconds, self._trial_steps = 0, 0.0, 0
+
+    def _rate(self) -> float:
+        """Tokens per second of the drafted steps on trial."""
+        return self._trial_tokens / self._trial_seconds if self._trial_seconds else 0.0
