@@ -286,7 +286,8 @@ class TestCommand:
             main(tmp_path / "m.gguf", python=tmp_path / "python")
         assert stopped.value.exit_code == 1
         assert capsys.readouterr().err == (
-            f"Error: no interpreter at {tmp_path}/python: run `make peers` first (it compiles for ten minutes)\n"
+            f"Error: no interpreter at {tmp_path}/python: "
+            "run `make peers` first (it compiles for ten minutes)\n"
         )
 
     def test_a_failed_preparation_is_one_line(
