@@ -200,7 +200,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file} has {file.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}")
     try:
         raw = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is no valid JSON ({error}); export again") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:
