@@ -30,6 +30,7 @@ class Trace:
         accepted_depth: of each drafted step, depth of the tree and of the accepted path.
         stage_seconds: of each step, the seconds of each of STAGES.
         arrival_seconds: of each token, when it was decided, counted from the start.
+        margins: of each token, best logit less second best; only with log-probabilities.
     """
 
     prefill_seconds: float = 0.0
@@ -38,6 +39,7 @@ class Trace:
     accepted_depth: list[tuple[int, int]] = field(default_factory=list)
     stage_seconds: list[tuple[float, ...]] = field(default_factory=list)
     arrival_seconds: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -123,6 +125,7 @@ class Loop:
             place = np.flatnonzero(rows.ids[node] == token)
             logit = rows.logits[node, place[0]] if len(place) else rows.full(node)[token]
             self.log_probabilities.append(float(logit - rows.logsumexp[node]))
+            self.trace.margins.append(float(rows.logits[node, 0] - rows.logits[node, 1]))
 
     def _record(self, times: list[float], proposal: Proposal, depth: int, emitted: int, drafted: bool) -> None:
         stages = tuple(after - before for before, after in zip(times, times[1:], strict=False))

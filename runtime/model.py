@@ -79,7 +79,7 @@ class Model:
         self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
         self._tokenizer = _tokenizer(bundle)
         template = bundle.text("chat_template.jinja")
-        self._template = None if template is None else ChatTemplate(template, *self._edge_tokens())
+        self._template = None if template is None else self._chat_template(template)
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -150,9 +150,13 @@ class Model:
         self._check_prompt(tokens)
         if len(tokens) < 2:
             raise RequestError(f"scoring needs two tokens, the text has {len(tokens)}")
+        self.forget()
+        return score_tokens(self._decoder, self._full_logits, tokens)
+
+    def forget(self) -> None:
+        """Empties the cache: the next answer computes its whole prompt, as the first one did."""
         self._cached = []
         self._decoder.reset()
-        return score_tokens(self._decoder, self._full_logits, tokens)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer itself adds."""
@@ -254,15 +258,15 @@ class Model:
             self._pacers[key] = Pacer(options.max_rows, options.adaptive, self._row_seconds)
         return self._pacers[key]
 
-    def _edge_tokens(self) -> tuple[str, str]:
-        """Texts of the begin and end tokens, which chat templates may name."""
+    def _chat_template(self, source: str) -> ChatTemplate:
+        """The bundle's template, with the texts of the begin and end tokens, which templates may name."""
         info = self._info
         ids = (info.bos_token_id, info.eos_token_ids[0] if info.eos_token_ids else None)
         bos, eos = (
             "" if token is None or self._tokenizer is None else self._tokenizer.id_to_token(token) or ""
             for token in ids
         )
-        return bos, eos
+        return ChatTemplate(source, bos_token=bos, eos_token=eos)
 
 
 def _tokenizer(bundle: Bundle) -> "Tokenizer | None":
