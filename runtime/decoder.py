@@ -14,7 +14,8 @@ import numpy.typing as npt
 from seqrt.errors import RequestError
 from seqrt.runtime.engines import Engine
 
-_FIRST_CAPACITY: Final = 256  # attention is paid over all cache rows, used or not: buffers start small and double
+_GROWTH: Final = 1.25  # attention is paid over all cache rows, used or not: small steps cost copies, large ones time
+_GRAIN: Final = 64  # cache rows are a multiple of it
 _PREFILL_CHUNK: Final = 512
 
 Ints = npt.NDArray[np.int64]
@@ -133,13 +134,10 @@ class Decoder:
         return self._chunk_masks[rows]
 
     def _reserve(self, rows: int) -> None:
-        """Makes the cache hold `rows`, doubling it."""
+        """Makes the cache hold `rows`, and some more."""
         if rows <= self._rows:
             return
-        size = self._rows or _FIRST_CAPACITY
-        while size < rows:
-            size *= 2
-        self._rows = min(size, self._limit)
+        self._rows = min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
         for name in self._caches:
             _, heads, _, head_dim = self.engine.inputs[f"past_{name}"].shape
             self.engine.state(f"past_{name}", f"present_{name}", (1, int(heads), self._rows, int(head_dim)))
