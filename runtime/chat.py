@@ -30,7 +30,7 @@ class ChatTemplate:
         source: the jinja text.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
         """Compile a template.
 
         Args:

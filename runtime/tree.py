@@ -69,10 +69,20 @@ class Tree:
         object.__setattr__(self, "ancestors", ancestors)
 
     @classmethod
+    def assemble(cls, tokens: IntArray, parents: IntArray, depth: IntArray, ancestors: BoolArray) -> Tree:
+        """A tree whose topology is known already: nothing is checked or computed (2 us)."""
+        tree = object.__new__(cls)
+        object.__setattr__(tree, "tokens", tokens)
+        object.__setattr__(tree, "parents", parents)
+        object.__setattr__(tree, "depth", depth)
+        object.__setattr__(tree, "ancestors", ancestors)
+        return tree
+
+    @classmethod
     def chain(cls, tokens: Sequence[int] | IntArray) -> Tree:
         """The tree of a single path: tokens[0] is the root, each token follows the one before."""
         shape = Template.chain(len(tokens) - 1)
-        return _assemble(np.asarray(tokens, np.int64), shape.parents, shape.depth, shape.ancestors)
+        return Tree.assemble(np.asarray(tokens, np.int64), shape.parents, shape.depth, shape.ancestors)
 
     @property
     def num_nodes(self) -> int:
@@ -90,15 +100,7 @@ class Tree:
             return self
         n = max(1, num_nodes)
         ancestors = np.ascontiguousarray(self.ancestors[:n, :n])
-        return _assemble(self.tokens[:n], self.parents[:n], self.depth[:n], ancestors)
-
-
-def _assemble(tokens: IntArray, parents: IntArray, depth: IntArray, ancestors: BoolArray) -> Tree:
-    """A tree whose topology is already known to be right: nothing is checked or computed (2 us)."""
-    tree = object.__new__(Tree)
-    for name, value in (("tokens", tokens), ("parents", parents), ("depth", depth), ("ancestors", ancestors)):
-        object.__setattr__(tree, name, value)
-    return tree
+        return Tree.assemble(self.tokens[:n], self.parents[:n], self.depth[:n], ancestors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,11 @@ class Template:
         """The first nodes of the template, at least the root."""
         return self if num_nodes >= self.num_nodes else Template(self.paths[: max(1, num_nodes) - 1])
 
+    def limited(self, num_heads: int, num_ranks: int) -> Template:
+        """The part of the template that `num_heads` draft heads with `num_ranks` candidates each can fill."""
+        fits = [path for path in self.paths if len(path) <= num_heads and max(path) < num_ranks]
+        return self if len(fits) == len(self.paths) else Template(tuple(fits))
+
     def check(self, num_heads: int, num_ranks: int) -> None:
         """Raise RequestError unless the template fits `num_heads` heads with `num_ranks` candidates each."""
         if self.max_depth > num_heads:
@@ -201,7 +208,7 @@ class Template:
         except IndexError:
             self.check(heads, ranks)
             raise
-        return _assemble(tokens, self.parents, self.depth, self.ancestors)
+        return Tree.assemble(tokens, self.parents, self.depth, self.ancestors)
 
 
 def _parents_of(paths: Sequence[Path]) -> list[int]:

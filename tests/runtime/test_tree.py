@@ -118,6 +118,16 @@ def test_fill_puts_each_candidate_at_its_path(name: str, n: int, seed: int) -> N
     assert tree.ancestors is template.ancestors  # shared, so nothing is computed in the loop
 
 
+@given(st.sampled_from(sorted(NAMED_TREES)), st.integers(0, 5), st.integers(0, 11))
+def test_limited_keeps_all_that_fits(name: str, num_heads: int, num_ranks: int) -> None:
+    template = Template.named(name)
+    part = template.limited(num_heads, num_ranks)
+    part.check(num_heads, num_ranks)
+    dropped = set(template.paths) - set(part.paths)
+    assert all(len(path) > num_heads or max(path) >= num_ranks for path in dropped)
+    assert part.paths == tuple(path for path in template.paths if path not in dropped)
+
+
 def test_chain_template_and_dotted_ranks() -> None:
     assert Template.chain(3) == Template.parse("0 00 000")
     assert Template.chain(0).num_nodes == 1
