@@ -67,13 +67,14 @@ def _module(heads: MedusaWeights, weights: DecoderWeights) -> MedusaHeads:
     )
     tokens = np.arange(vocab_size) if heads.token_map is None else heads.token_map
     zero = np.zeros(heads.hidden_size, np.float32)
-    biases = np.array([[zero if b is None else b for _, b in layers] for layers in heads.blocks])
     state = {
         "first": np.concatenate([layers[0][0].T for layers in heads.blocks], axis=1),
-        "biases": biases.transpose(1, 0, 2)[:, :, None],
         "output": output,
         "tokens": tokens,
     }
+    for layer in range(heads.num_layers):
+        biases = [layers[layer][1] for layers in heads.blocks]
+        state[f"biases.{layer}"] = np.array([zero if bias is None else bias for bias in biases])[:, None]
     for layer in range(1, heads.num_layers):
         state[f"later.{layer - 1}"] = np.array([layers[layer][0].T for layers in heads.blocks])
     module.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()})

@@ -43,7 +43,6 @@ def trace(
     names = {name for axes in symbols.values() for name in axes.values()}
     dims = {name: torch.export.Dim(name, min=0 if name == "A" else 1, max=_LARGEST) for name in names}
     dynamic = tuple({axis: dims[name] for axis, name in symbols.get(key, {}).items()} for key in arguments)
-    _make_distinct(module)
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -56,7 +55,10 @@ def trace(
                 input_names=list(arguments),
                 output_names=list(outputs),
                 verbose=False,
+                optimize=False,
             )
+            if program is not None:
+                _optimize(program, {name for name, _ in module.named_parameters()})
         except Exception as error:
             raise ExportError(
                 f"torch could not trace {type(module).__name__}: {_first_line(error)}"
@@ -66,12 +68,19 @@ def trace(
     return program.model.graph
 
 
-def _make_distinct(module: nn.Module) -> None:
-    """Gives each parameter values of its own: the optimiser of torch.onnx merges equal initialisers."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=generator))
+def _optimize(program: torch.onnx.ONNXProgram, parameters: set[str]) -> None:
+    """Runs torch's optimiser, from which the parameters' values, placeholders all of them, are hidden.
+
+    It would fold what is computed from parameters alone into constants, and merge parameters that are equal.
+    """
+    graph = program.model.graph
+    hidden = {name: graph.initializers[name].const_value for name in parameters & graph.initializers.keys()}
+    for name in hidden:
+        graph.initializers[name].const_value = None
+    program.optimize()
+    for name, value in hidden.items():
+        if name in graph.initializers:
+            graph.initializers[name].const_value = value
 
 
 def _first_line(error: Exception) -> str:

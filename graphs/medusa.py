@@ -26,7 +26,10 @@ class MedusaHeads(nn.Module):
         self.num_heads, self.top_k = num_heads, top_k
         # All heads read the same row, so the first blocks of all are a single product.
         self.first = nn.Parameter(torch.zeros(hidden_size, num_heads * hidden_size))
-        self.biases = nn.Parameter(torch.zeros(num_layers, num_heads, 1, hidden_size))
+        # One parameter a layer: slicing a larger one would cost a node of the graph each.
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.zeros(num_heads, 1, hidden_size)) for _ in range(num_layers)
+        )
         self.later = nn.ParameterList(
             nn.Parameter(torch.zeros(num_heads, hidden_size, hidden_size)) for _ in range(num_layers - 1)
         )
@@ -38,7 +41,7 @@ class MedusaHeads(nn.Module):
         """`hidden` `[1, H]` to token ids int64 and log-probabilities, `[heads, k]`."""
         z = (hidden @ self.first).view(self.num_heads, 1, -1) + self.biases[0]
         z = hidden[None] + nn.functional.silu(z)
-        for weight, bias in zip(self.later, self.biases[1:], strict=True):
+        for weight, bias in zip(self.later, list(self.biases)[1:], strict=True):
             z = z + nn.functional.silu(z @ weight + bias)
         logits = (z @ self.output)[:, 0]
         top = torch.topk(logits, self.top_k)
