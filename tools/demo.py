@@ -135,8 +135,8 @@ def verdict(draft: str, found: Divergence | None) -> str:
     if found is None:
         return f"{draft}: the same text, token for token"
     judged = "a tie" if found.is_tie else "NOT A TIE"
-    gap = f"the plain run's best two there lie {found.gap:.2g} apart in log-probability"
-    return f"{draft}: another text from token {found.position} on; {gap}: {judged}"
+    gap = f"the plain run's best two log-probabilities there lie {found.gap:.2g} apart: {judged}"
+    return f"{draft}: another text from token {found.position} on; {gap}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
