@@ -11,12 +11,12 @@ from torch import nn
 
 from seqrt.errors import ExportError
 from seqrt.graphs.config import DecoderConfig
-from seqrt.graphs.decoder import Decoder
+from seqrt.graphs.decoder import Compaction, Decoder
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 _TOLERANCE: Final = 1e-3  # relative to the largest value of an output, or absolute below one
-_ROWS, _CAPACITY, _PAST, _KEPT = 8, 64, 20, 3
+_ROWS, _CAPACITY, _PAST = 8, 64, 20
 
 
 def check_decoder(path: Path, decoder: Decoder) -> dict[str, float]:
@@ -31,7 +31,7 @@ def check_decoder(path: Path, decoder: Decoder) -> dict[str, float]:
         (torch.from_numpy(inputs[f"past_key.{i}"]), torch.from_numpy(inputs[f"past_value.{i}"]))
         for i in range(config.num_layers)
     ]
-    names = ("token_ids", "ancestors", "depth", "past_len", "logit_rows", "keep")
+    names = ("token_ids", "ancestors", "depth", "past_len", "logit_rows")
     with torch.no_grad():
         ids, logits, logsumexp, hidden, present = decoder(*(torch.from_numpy(inputs[name]) for name in names), past)
         every = decoder.readout.head(hidden[torch.from_numpy(inputs["logit_rows"])])
@@ -43,6 +43,20 @@ def check_decoder(path: Path, decoder: Decoder) -> dict[str, float]:
     for i, (key, value) in enumerate(present):
         expected |= {f"present_key.{i}": key, f"present_value.{i}": value}
     return _compare(path, {name: value.numpy() for name, value in expected.items()}, found)
+
+
+def check_compaction(path: Path, config: DecoderConfig) -> dict[str, float]:
+    """Largest difference between the compaction graph and torch, moving rows of random caches."""
+    rng, shape = np.random.default_rng(0), (1, config.num_kv_heads, _CAPACITY, config.head_dim)
+    caches = [f"{part}.{i}" for i in range(config.num_layers) for part in ("key", "value")]
+    past = {name: rng.standard_normal(shape).astype(np.float32) for name in caches}
+    rows = {"keep": np.array([_PAST + 1, _PAST + 3, _PAST + 4]), "write": np.array([_PAST])}
+    found = run_exact(path, {**rows, **{f"past_{name}": array for name, array in past.items()}})
+    keep, write = (torch.from_numpy(array) for array in rows.values())
+    expected = {
+        f"present_{name}": Compaction()(torch.from_numpy(array), keep, write).numpy() for name, array in past.items()
+    }
+    return _compare(path, expected, found)
 
 
 def check_graph(path: Path, module: nn.Module, inputs: Arrays, outputs: list[str]) -> dict[str, float]:
@@ -96,7 +110,6 @@ def _decoder_inputs(config: DecoderConfig) -> dict[str, npt.NDArray[np.generic]]
         "depth": ancestors.sum(1) - 1,
         "past_len": np.array([_PAST]),
         "logit_rows": np.array([0, _ROWS - 1]),
-        "keep": np.array([_PAST - 2, _PAST, _PAST + 4])[:_KEPT],
     }
     for i in range(config.num_layers):
         for part in ("key", "value"):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from seqrt.errors import ExportError
-from seqrt.exporter.check import check_decoder, check_graph
+from seqrt.exporter.check import check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks, open_checkpoint
 from seqrt.exporter.heads import Heads, heads_graph, read_heads
 from seqrt.exporter.quantize import BLOCK, METHODS, Method, as_computed, quantized, require_blocks, rewrite, round_int8
-from seqrt.exporter.stitch import decoder_graph, model_of
+from seqrt.exporter.stitch import compaction_graph, decoder_graph, model_of
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.exporter.weights import DecoderWeights, load_decoder
@@ -120,7 +120,11 @@ def _write(
     (folder / "graphs").mkdir()
     all_heads = [read_heads(name, path, weights) for name, path in head_paths.items()]
     progress("tracing the decoder")
-    graphs = {"decoder": decoder_graph(config), "logits": _logits_graph(config)}
+    graphs = {
+        "decoder": decoder_graph(config),
+        "logits": _logits_graph(config),
+        "compaction": compaction_graph(config),
+    }
     parameters = [name for name in graphs["decoder"].initializers if not name.startswith(("frame.", "layer.", "readout."))]
     if quantize == "source":
         require_blocks(weights, parameters)
@@ -198,6 +202,7 @@ def _check(
     differences = {
         "decoder": check_decoder(folder / "decoder.onnx", decoder),
         "logits": check_graph(folder / "logits.onnx", decoder.readout.head, {"hidden": hidden}, ["logits"]),
+        "compaction": check_compaction(folder / "compaction.onnx", decoder.config),
     }
     for heads in all_heads:
         name, outputs = heads.info.name, ["token_ids", "log_probabilities"]

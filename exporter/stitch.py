@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.graphs.config import DecoderConfig
-from seqrt.graphs.decoder import Frame, Layer, Readout, Rows
+from seqrt.graphs.decoder import Compaction, Frame, Layer, Readout, Rows
 
 _IR_VERSION = 11  # what ONNX 1.18 and later write for opset 24
 _T, _A, _C, _R = 8, 3, 32, 2  # example sizes; all different, so that no two symbols are taken for one
@@ -29,14 +29,13 @@ class _LayerStep(nn.Module):
         x: Tensor,
         past_key: Tensor,
         past_value: Tensor,
-        keep: Tensor,
         write: Tensor,
         mask: Tensor,
         cos: Tensor | None = None,
         sin: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = self.layer(
-            x, Rows(cos, sin, mask, keep, write), past_key, past_value
+            x, Rows(cos, sin, mask, write), past_key, past_value
         )
         return result
 
@@ -49,25 +48,22 @@ def decoder_graph(config: DecoderConfig) -> ir.Graph:
     """
     frame, layer, readout = _trace_frame(config), _trace_layer(config), _trace_readout(config)
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="decoder")
-    cache = [1, config.num_kv_heads, "C", config.head_dim]
+    cache = _cache_shape(config)
     inputs = {
         "token_ids": _input("token_ids", ir.DataType.INT64, [1, "T"]),
         "ancestors": _input("ancestors", ir.DataType.BOOL, ["T", "T"]),
         "depth": _input("depth", ir.DataType.INT64, ["T"]),
         "past_len": _input("past_len", ir.DataType.INT64, [1]),
         "logit_rows": _input("logit_rows", ir.DataType.INT64, ["R"]),
-        "keep": _input("keep", ir.DataType.INT64, ["A"]),
     }
-    for i in range(config.num_layers):
-        for part in ("key", "value"):
-            inputs[f"past_{part}.{i}"] = _input(f"past_{part}.{i}", ir.DataType.FLOAT, cache)
+    inputs |= {f"past_{name}": _input(f"past_{name}", ir.DataType.FLOAT, cache) for name in _caches(config)}
     graph.inputs.extend(inputs.values())
 
     shared = _splice(graph, frame, "", {**inputs, "past_key": inputs["past_key.0"]})
-    x, write = shared["x"], shared["write"]
+    x = shared["x"]
     present = []
     for i, kind in enumerate(config.layer_kinds):
-        values = {"x": x, "write": write, "keep": inputs["keep"]}
+        values = {"x": x, "write": inputs["past_len"]}
         values |= {
             name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared
         }
@@ -91,9 +87,42 @@ def decoder_graph(config: DecoderConfig) -> ir.Graph:
     return graph
 
 
+def compaction_graph(config: DecoderConfig) -> ir.Graph:
+    """The graph of docs/architecture.md, section "Compaction graph"; it has no weights."""
+    part = trace(
+        Compaction(),
+        {
+            "past": torch.zeros(1, config.num_kv_heads, _C, config.head_dim),
+            "keep": torch.arange(_A),
+            "write": torch.tensor([0]),
+        },
+        ["present"],
+        {"past": {2: "C"}, "keep": {0: "A"}},
+    )
+    part.name = "compaction"
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="compaction")
+    keep, write = _input("keep", ir.DataType.INT64, ["A"]), _input("write", ir.DataType.INT64, [1])
+    graph.inputs.extend([keep, write])
+    for name in _caches(config):
+        past = _input(f"past_{name}", ir.DataType.FLOAT, _cache_shape(config))
+        graph.inputs.append(past)
+        made = _splice(graph, part, f"{name}.", {"past": past, "keep": keep, "write": write})
+        made["present"].shape = past.shape
+        graph.outputs.append(_renamed(made["present"], f"present_{name}"))
+    return graph
+
+
 def model_of(graph: ir.Graph) -> ir.Model:
     """Wraps a graph as a model of the exporter's opset."""
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="seqrt")
+
+
+def _caches(config: DecoderConfig) -> list[str]:
+    return [f"{part}.{i}" for i in range(config.num_layers) for part in ("key", "value")]
+
+
+def _cache_shape(config: DecoderConfig) -> list[int | str]:
+    return [1, config.num_kv_heads, "C", config.head_dim]
 
 
 def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
@@ -144,17 +173,15 @@ def _trace_frame(config: DecoderConfig) -> ir.Graph:
         "ancestors": torch.ones(_T, _T, dtype=torch.bool),
         "depth": torch.arange(_T),
         "past_len": torch.tensor([_A]),
-        "keep": torch.arange(_A),
         "past_key": torch.zeros(1, config.num_kv_heads, _C, config.head_dim),
     }
     symbols = {
         "token_ids": {1: "T"},
         "ancestors": {0: "T", 1: "T"},
         "depth": {0: "T"},
-        "keep": {0: "A"},
         "past_key": {2: "C"},
     }
-    outputs = ["x", "write"]
+    outputs = ["x"]
     for kind in frame.kinds:
         outputs += [f"{name}_{kind}" for name in _shared_names(config)]
     graph = trace(frame, arguments, outputs, symbols)
@@ -172,7 +199,6 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "x": torch.zeros(1, _T, config.hidden_size),
         "past_key": torch.zeros(cache),
         "past_value": torch.zeros(cache),
-        "keep": torch.arange(_A),
         "write": torch.tensor([0]),
         "mask": torch.ones(1, 1, _T, _C, dtype=torch.bool),
     }
@@ -180,7 +206,6 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "x": {1: "T"},
         "past_key": {2: "C"},
         "past_value": {2: "C"},
-        "keep": {0: "A"},
         "mask": {2: "T", 3: "C"},
     }
     for name in ("cos", "sin") if config.ropes else ():

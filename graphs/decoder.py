@@ -3,10 +3,12 @@
 One graph serves prefill, plain decoding and tree verification. The data flow of a call with T query rows:
 
     Frame    token ids -> embeddings; past_len, depth, ancestors -> positions, rotations, attention masks
-    Layer    x 30: attention over the cache, which it compacts and extends in one scatter, then the MLP
+    Layer    one a layer: attention over the cache, which it extends in place, then the MLP
     Readout  final norm -> hidden states of all rows; chosen rows -> top-K logits and their logsumexp
 
 The three parts are modules of their own because the exporter traces each distinct one once and repeats it.
+Moving the accepted rows of a tree together is a graph of its own, Compaction: most steps need none, and in the
+decoder its nodes would cost every step (docs/decisions/0005-compaction.md).
 Shapes: T query rows, R logit rows, A kept rows, C cache capacity, H hidden size, D head size.
 """
 
@@ -55,14 +57,12 @@ class Rows:
     Attributes:
         cos, sin: rotations `[1, T, D/2]`; None with learned positions.
         mask: bool `[1, 1, T, C]`, which cache rows each new row sees.
-        keep: int64 `[A]`, cache rows that move to the end of the committed ones.
-        write: int64 `[1]`, cache row of the first kept row.
+        write: int64 `[1]`, cache row of the first new row.
     """
 
     cos: Tensor | None
     sin: Tensor | None
     mask: Tensor
-    keep: Tensor
     write: Tensor
 
 
@@ -83,9 +83,9 @@ class Frame(nn.Module):
                 self.register_buffer(f"sin_{kind}", sin, persistent=False)
 
     def forward(
-        self, token_ids: Tensor, ancestors: Tensor, depth: Tensor, past_len: Tensor, keep: Tensor, past_key: Tensor
+        self, token_ids: Tensor, ancestors: Tensor, depth: Tensor, past_len: Tensor, past_key: Tensor
     ) -> list[Tensor]:
-        """Embeddings `[1, T, H]`, write row `[1]`, then mask (and cos, sin) of each kind in `self.kinds`.
+        """Embeddings `[1, T, H]`, then mask (and cos, sin) of each kind in `self.kinds`.
 
         `past_key` `[1, heads, C, D]` is read for its capacity only.
         """
@@ -95,7 +95,7 @@ class Frame(nn.Module):
             x = x + self.position(position)[None]
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
-        outputs = [x, past_len - keep.shape[0]]
+        outputs = [x]
         for kind in self.kinds:
             outputs.append(self._mask(kind, ancestors, depth, past_len, past_key.shape[2]))
             if kind in self.config.ropes:
@@ -116,7 +116,7 @@ class Frame(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over a cache that is compacted and extended in place."""
+    """Grouped-query attention over a cache that is extended in place."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -138,7 +138,8 @@ class Attention(nn.Module):
         else:  # one rotation for both: a node less in each layer
             both, value = heads.split([num_q + num_kv, num_kv], 1)
             query, key = rotate(both, rows).split([num_q, num_kv], 1)
-        key, value = extend(past_key, key, rows), extend(past_value, value, rows)
+        key = tensor_scatter(past_key, key, rows.write)
+        value = tensor_scatter(past_value, value, rows.write)
         out, *_ = torch.onnx.ops.attention(query, key, value, rows.mask, scale=config.attention_scale)
         return self.o(out.transpose(1, 2).reshape(1, -1, num_q * config.head_dim)), key, value
 
@@ -150,13 +151,12 @@ def rotate(heads: Tensor, rows: Rows) -> Tensor:
     return torch.onnx.ops.rotary_embedding(heads, rows.cos, rows.sin)
 
 
-def extend(past: Tensor, new: Tensor, rows: Rows) -> Tensor:
-    """Moves the kept rows behind the committed ones and puts the new rows after them, in a single scatter.
+class Compaction(nn.Module):
+    """Moves accepted rows of a cache, wherever they lie in a tree, to the end of the committed ones."""
 
-    Two scatters would read more plainly, but TensorRT refuses to chain them on one cache.
-    """
-    kept = past.index_select(2, rows.keep)
-    return tensor_scatter(past, torch.cat([kept, new], 2), rows.write)
+    def forward(self, past: Tensor, keep: Tensor, write: Tensor) -> Tensor:
+        """`past` `[1, heads, C, D]` with its rows `keep` int64 `[A]` copied to those from `write` int64 `[1]` on."""
+        return tensor_scatter(past, past.index_select(2, keep), write)
 
 
 class MLP(nn.Module):
@@ -241,12 +241,11 @@ class Decoder(nn.Module):
         depth: Tensor,
         past_len: Tensor,
         logit_rows: Tensor,
-        keep: Tensor,
         past: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         """One step; inputs and outputs as the graph contract in docs/architecture.md names them."""
-        x, write, *shared = self.frame(token_ids, ancestors, depth, past_len, keep, past[0][0])
-        rows = rows_by_kind(self.frame, keep, write, shared)
+        x, *shared = self.frame(token_ids, ancestors, depth, past_len, past[0][0])
+        rows = rows_by_kind(self.frame, past_len, shared)
         present = []
         for layer, kind, (key, value) in zip(self.layers, self.config.layer_kinds, past, strict=True):
             x, key, value = layer(x, rows[kind], key, value)
@@ -254,11 +253,11 @@ class Decoder(nn.Module):
         return *self.readout(x, logit_rows), present
 
 
-def rows_by_kind(frame: Frame, keep: Tensor, write: Tensor, shared: list[Tensor]) -> dict[LayerKind, Rows]:
-    """Sorts what `Frame` returned after the embeddings and the write row by the kind of layer it is for."""
+def rows_by_kind(frame: Frame, write: Tensor, shared: list[Tensor]) -> dict[LayerKind, Rows]:
+    """Sorts what `Frame` returned after the embeddings by the kind of layer it is for."""
     remaining, rows = iter(shared), {}
     for kind in frame.kinds:
         mask = next(remaining)
         cos, sin = (next(remaining), next(remaining)) if kind in frame.config.ropes else (None, None)
-        rows[kind] = Rows(cos, sin, mask, keep, write)
+        rows[kind] = Rows(cos, sin, mask, write)
     return rows

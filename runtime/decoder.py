@@ -1,10 +1,10 @@
 """The decoder graph with its cache: one `step` runs a prompt chunk, a token or a tree; `commit` keeps a path of it.
 
-Committed rows lie at the front of the cache. A step writes its rows behind them; `commit` names the rows to keep,
-and the next step moves these into place before it writes its own (fused compaction, one scatter a cache).
+Committed rows lie at the front of the cache. A step writes its rows behind them; `commit` keeps a path of these, and
+where the path is not already in place (most are) a second, weightless graph moves its rows together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from seqrt.runtime.engines import Engine
 
 _GROWTH: Final = 1.25  # attention is paid over all cache rows, used or not: small steps cost copies, large ones time
 _GRAIN: Final = 64  # cache rows are a multiple of it
-_PREFILL_CHUNK: Final = 512
+MAX_ROWS: Final = 512  # of one step; the cache has room for so many beyond the capacity
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -43,18 +43,20 @@ class Decoder:
 
     Args:
         engine: of a decoder graph (docs/architecture.md).
+        compaction: makes the engine of the compaction graph, when it is first needed.
         capacity: most rows that may be committed.
-        max_rows: most rows of a tree; the buffers have room for so many beyond the capacity.
     """
 
-    def __init__(self, engine: Engine, capacity: int, max_rows: int = 64) -> None:
+    def __init__(self, engine: Engine, compaction: Callable[[], Engine], capacity: int) -> None:
         self.engine, self.capacity = engine, capacity
-        self._limit = capacity + max(max_rows, _PREFILL_CHUNK)
+        self._make_compaction = compaction
+        self._compaction: Engine | None = None
+        self._limit = capacity + MAX_ROWS
         self._caches = [name.removeprefix("past_") for name in engine.inputs if name.startswith("past_") and "." in name]
         self._candidates = int(engine.outputs["topk_ids"].shape[1])
         self._hidden_size = int(engine.outputs["hidden"].shape[1])
         self._rows = 0
-        self._pending: Ints = np.zeros(0, np.int64)
+        self._is_shared = False  # whether the compaction graph has the caches as they are now
         self._chunk_masks: dict[int, npt.NDArray[np.bool_]] = {}
         self.past_len = 0
 
@@ -62,17 +64,11 @@ class Decoder:
         """Forgets all rows but the first `length` committed ones.
 
         Raises:
-            RequestError: so many are not committed, or some of them still await compaction.
+            RequestError: so many are not committed.
         """
-        settled = self.past_len - len(self._pending)
-        if length > settled:
-            raise RequestError(f"cannot go back to {length} rows; {settled} are settled in the cache")
-        self.past_len, self._pending = length, self._pending[:0]
-
-    @property
-    def settled(self) -> int:
-        """Committed rows that lie in their final place."""
-        return self.past_len - len(self._pending)
+        if not 0 <= length <= self.past_len:
+            raise RequestError(f"cannot go back to {length} rows; {self.past_len} are in the cache")
+        self.past_len = length
 
     def step(
         self, tokens: Ints, ancestors: npt.NDArray[np.bool_], depth: Ints, logit_rows: Ints
@@ -84,6 +80,9 @@ class Decoder:
             ancestors: `[T, T]`, row i sees row j; the diagonal included.
             depth: `[T]`, distance from the first row: position = committed rows + depth.
             logit_rows: `[R]`, rows whose logits are wanted.
+
+        Raises:
+            RequestError: more rows than fit behind the committed ones.
         """
         engine, rows = self.engine, len(tokens)
         self._reserve(self.past_len + rows)
@@ -92,7 +91,6 @@ class Decoder:
         engine.input("depth", (rows,))[:] = depth
         engine.input("past_len", (1,))[0] = self.past_len
         engine.input("logit_rows", (len(logit_rows),))[:] = logit_rows
-        engine.input("keep", (len(self._pending),))[:] = self._pending
         wanted, k = len(logit_rows), self._candidates
         output = StepOutput(
             engine.output("topk_ids", (wanted, k)),  # type: ignore[arg-type]
@@ -101,17 +99,27 @@ class Decoder:
             engine.output("hidden", (rows, self._hidden_size)),  # type: ignore[arg-type]
         )
         engine.run()
-        self._pending = self._pending[:0]
         return output
 
-    def commit(self, path: Sequence[int]) -> None:
+    def commit(self, path: Sequence[int] | Ints) -> None:
         """Keeps the rows `path` (root first, ascending) of the last step, in this order."""
-        rows = np.asarray(path, np.int64)
         in_place = 0
-        while in_place < len(rows) and rows[in_place] == in_place:
+        while in_place < len(path) and path[in_place] == in_place:
             in_place += 1
-        self._pending = rows[in_place:] + self.past_len
-        self.past_len += len(rows)
+        if in_place < len(path):
+            self._compact(np.asarray(path[in_place:], np.int64) + self.past_len, self.past_len + in_place)
+        self.past_len += len(path)
+
+    def _compact(self, keep: Ints, write: int) -> None:
+        """Copies the rows `keep` of every cache to the rows from `write` on."""
+        if self._compaction is None:
+            self._compaction = self._make_compaction()
+        if not self._is_shared:
+            self._compaction.share_state(self.engine)
+            self._is_shared = True
+        self._compaction.input("keep", (len(keep),))[:] = keep
+        self._compaction.input("write", (1,))[0] = write
+        self._compaction.run()
 
     def prefill(self, tokens: Sequence[int]) -> list[StepOutput]:
         """Commits a prompt in chunks; the last output holds the logits that follow it.
@@ -120,12 +128,12 @@ class Decoder:
             One output a chunk, with copied hidden states: drafters may want every row.
         """
         outputs = []
-        for start in range(0, len(tokens), _PREFILL_CHUNK):
-            chunk = np.asarray(tokens[start : start + _PREFILL_CHUNK], np.int64)
+        for start in range(0, len(tokens), MAX_ROWS):
+            chunk = np.asarray(tokens[start : start + MAX_ROWS], np.int64)
             rows = np.arange(len(chunk))
             output = self.step(chunk, self._chunk_mask(len(chunk)), rows, rows[-1:])
             outputs.append(StepOutput(output.topk_ids, output.topk_logits, output.logsumexp, output.hidden.copy()))
-            self.commit(rows)  # type: ignore[arg-type]
+            self.commit(rows)
         return outputs
 
     def _chunk_mask(self, rows: int) -> npt.NDArray[np.bool_]:
@@ -137,6 +145,9 @@ class Decoder:
         """Makes the cache hold `rows`, and some more."""
         if rows <= self._rows:
             return
+        if rows > self._limit:
+            raise RequestError(f"{rows} rows do not fit into a cache of {self._limit}; verify smaller trees")
+        self._is_shared = False
         self._rows = min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
         for name in self._caches:
             _, heads, _, head_dim = self.engine.inputs[f"past_{name}"].shape

@@ -71,9 +71,11 @@ class Model:
         self.bundle, self._threads = bundle, threads
         self.load_seconds = 0.0
         self._info = bundle.manifest.model
-        self._decoder = Decoder(OrtEngine(bundle.graph("decoder"), threads=threads), bundle.manifest.capacity)
-        self._cached: list[int] = []  # tokens whose rows are in the cache
         self._engines: dict[str, OrtEngine] = {}
+        self._decoder = Decoder(
+            self._engine("decoder"), lambda: self._engine("compaction"), bundle.manifest.capacity
+        )
+        self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[str, str | None], Drafter] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
         self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
@@ -195,11 +197,11 @@ class Model:
                 self._cached += tokens
                 yield tokens
         finally:
-            self._cached = self._cached[: self._decoder.settled]
+            self._cached = self._cached[: self._decoder.past_len]
 
     def _reuse(self, prompt: list[int]) -> int:
         """Goes back to the part of the cache that this prompt shares; at least one token is left to compute."""
-        most = min(len(self._cached), self._decoder.settled, len(prompt) - 1)
+        most = min(len(self._cached), self._decoder.past_len, len(prompt) - 1)
         shared = next((i for i in range(most) if self._cached[i] != prompt[i]), most)
         self._decoder.reset(shared)
         return shared

@@ -44,6 +44,9 @@ class Engine(Protocol):
     def state(self, past: str, present: str, shape: Sequence[int]) -> None:
         """Binds one zeroed buffer as input `past` and output `present`; a larger shape keeps what was there."""
 
+    def share_state(self, owner: "Engine") -> None:
+        """Binds the state buffers of `owner` under the same names; again whenever they have grown."""
+
     def run(self) -> None:
         """Runs the graph once."""
 

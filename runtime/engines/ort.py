@@ -45,6 +45,7 @@ class OrtEngine:
         self._binding = self._session.io_binding()
         self._buffers: dict[str, Array] = {}  # flat, at least as large as any shape asked for
         self._views: dict[str, Array] = {}  # what is bound now
+        self._states: dict[tuple[str, str], Array] = {}
         self.inputs: Mapping[str, TensorInfo] = _infos(self._session.get_inputs())
         self.outputs: Mapping[str, TensorInfo] = _infos(self._session.get_outputs())
 
@@ -72,9 +73,12 @@ class OrtEngine:
         view = np.zeros(tuple(shape), self.inputs[past].dtype)
         if old is not None:
             view[tuple(slice(size) for size in old.shape)] = old
-        self._views[past] = view
-        self._bind(self._binding.bind_input, past, view)
-        self._bind(self._binding.bind_output, present, view)
+        self._bind_state(past, present, view)
+
+    def share_state(self, owner: "OrtEngine") -> None:
+        """Binds the caches of `owner`, which must be on ONNX Runtime too."""
+        for (past, present), view in owner._states.items():
+            self._bind_state(past, present, view)
 
     def run(self) -> None:
         """Runs the graph on what is bound."""
@@ -86,6 +90,11 @@ class OrtEngine:
     def close(self) -> None:
         """Drops the session and its weights."""
         self._binding = self._session = None
+
+    def _bind_state(self, past: str, present: str, view: Array) -> None:
+        self._views[past] = self._states[past, present] = view
+        self._bind(self._binding.bind_input, past, view)
+        self._bind(self._binding.bind_output, present, view)
 
     def _view(self, name: str, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Array:
         size = int(np.prod(shape))
