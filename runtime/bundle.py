@@ -165,6 +165,22 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
+def record_quality(path: Path, quality: Quality) -> None:
+    """Writes into the manifest of the bundle at `path` what its quantisation costs; the manifest is replaced whole.
+
+    Raises:
+        BundleError: it is not a bundle, or cannot be written.
+    """
+    manifest = dataclasses.replace(_read_manifest(path), quality=quality)
+    new = path / f".{MANIFEST}.new"
+    try:
+        new.write_text(manifest.to_json(), encoding="utf-8")
+        new.replace(path / MANIFEST)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise BundleError(f"cannot write {path / MANIFEST}: {error.strerror}; free some space") from error
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -7,12 +7,18 @@ SeqrtError
 ├── EngineError       an engine (ONNX Runtime, TensorRT) is missing or failed
 └── RequestError      the request cannot be served: prompt, tree, sampling or option values
 
-A message is one line: what was wrong, with the value, and what to do about it. RequestError is also a ValueError.
+A message is one line: what was wrong, with the value, and what to do about it. Where that is the value of an
+option, the line begins with the option as the command line spells it. RequestError is also a ValueError.
 """
 
 
 class SeqrtError(Exception):
     """Base of every error that seqrt raises on purpose; its text is one line for the user."""
+
+    @property
+    def names_option(self) -> bool:
+        """Whether it is an option whose value is out of range: the message then begins with the option."""
+        return str(self).startswith("--")
 
 
 class CheckpointError(SeqrtError):

@@ -1,0 +1,106 @@
+"""`seqrt chat`: a conversation in the terminal."""
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Annotated, Final, TextIO
+
+import typer
+
+from seqrt.cli.common import Backend, BundlePath, Json, Threads, check_text, command
+from seqrt.cli.console import emit, fail, note
+from seqrt.cli.run import summary
+from seqrt.cli.session import open_model
+from seqrt.errors import RequestError
+from seqrt.runtime.options import Options
+
+if TYPE_CHECKING:
+    from seqrt.runtime.conversation import Conversation
+    from seqrt.runtime.model import Model
+
+_HELP: Final = "/reset forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+@command("seqrt chat smollm2 --draft medusa", without=("raw", "log_probabilities"))
+def chat(
+    bundle: BundlePath,
+    options: Options,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told first.", show_default=False)
+    ] = None,
+    backend: Backend = "cpu",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Talk with a model.
+
+    It remembers the conversation and computes no part of it twice. /reset forgets it, /exit or Ctrl-D ends,
+    Ctrl-C stops an answer.
+    """
+    from seqrt.runtime.conversation import Conversation
+
+    if system is not None:
+        check_text("--system", system)
+    start = [] if system is None else [{"role": "system", "content": system}]
+    model = open_model(bundle, backend, threads, options)
+    if sys.stdin.isatty():
+        note(_HELP)
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives `input` editing and a history
+    conversation, results = Conversation(start), []
+    while (text := _ask()) is not None:
+        if text == "/exit":
+            break
+        if text == "/reset":
+            conversation = Conversation(start)
+            continue
+        if text.startswith("/") and " " not in text:
+            note(f"{text} is no command: {_HELP}")
+        elif text.strip():
+            results += _answer(model, conversation, text, options, sys.stderr if as_json else sys.stdout)
+    if as_json:
+        emit({"results": results})
+
+
+def _ask() -> str | None:
+    """A line from the user, None at the end of the input."""
+    try:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        return input()
+    except EOFError:
+        return None
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the input is not valid UTF-8 (byte 0x{error.object[error.start]:02x})"
+        ) from error
+
+
+def _answer(
+    model: "Model", conversation: "Conversation", text: str, options: Options, out: TextIO
+) -> list[dict[str, object]]:
+    """Streams the answer to `text`; an interrupted one stays in the conversation as far as it came.
+
+    A message that cannot be served is reported and forgotten; the conversation goes on without it.
+    """
+    before = list(conversation.messages)
+    conversation.ask(text)
+    try:
+        stream = conversation.stream(model, options)
+    except RequestError as error:
+        fail(f"{error} (/reset forgets the conversation)")
+        conversation.messages[:] = before
+        return []
+    try:
+        for piece in stream:
+            out.write(piece)
+            out.flush()
+    except KeyboardInterrupt:
+        note("stopped")
+    out.write("\n")
+    out.flush()
+    result = stream.result
+    conversation.answer(result.text)
+    if sys.stdin.isatty():
+        note(summary(result))
+    return [result.to_dict()]

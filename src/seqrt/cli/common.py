@@ -1,0 +1,193 @@
+"""Options that commands share, and the decorator that gives them to a command.
+
+Every field of `runtime.options.Options` has one line in the table below: its flag is its name, its default is
+that of `Options`, its value is checked by `Options`. A command with a parameter `options: Options` gets all.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from seqrt.errors import RequestError
+from seqrt.runtime.options import Options
+
+Command = Callable[..., None]
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """What holds for the whole process. `debug`: show tracebacks."""
+
+    debug: bool = False
+
+
+BundlePath = Annotated[Path, typer.Argument(help="Bundle that `seqrt export` made.", show_default=False)]
+Backend = Annotated[str, typer.Option(help="What computes: cpu.")]
+Threads = Annotated[int, typer.Option(help="Threads of a model call; 0 takes one a core.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of prompts: JSONL with prompt, turns or messages a line, or plain text, one a line.",
+        show_default=False,
+    ),
+]
+Drafts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--draft", metavar="NAME", help="Drafter; repeat for several. All of the bundle if none is given."
+    ),
+]
+
+# Field of Options: type on the command line, metavar and help. Order is that of --help.
+_TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
+    "draft": (str, "NAME", "Drafter: none, lookup, or the name of draft heads in the bundle."),
+    "tree": (
+        str | None,
+        "TREE",
+        "Draft tree: its name or rank paths such as '0 00 1'; the heads' own if not given.",
+    ),
+    "max_rows": (int, None, "Most nodes of a draft tree, the root included."),
+    "adaptive": (bool, None, "Verify only as many drafts as pay, or always the whole tree."),
+    "accept": (
+        str | None,
+        "RULE",
+        "greedy, match, reject or typical (lossy); the lossless one that fits if not given.",
+    ),
+    "posterior_threshold": (float, None, "Of --accept typical."),
+    "posterior_alpha": (float, None, "Of --accept typical."),
+    "max_new_tokens": (int, None, "Most tokens of an answer."),
+    "min_new_tokens": (int, None, "Fewest tokens of an answer."),
+    "stop": (list[str] | None, "TEXT", "End the answer before this text; repeat for several."),
+    "stop_ids": (list[int] | None, "TOKEN", "End the answer at this token id; repeat for several."),
+    "ignore_eos": (bool, None, "Do not end at the model's own end-of-text tokens."),
+    "temperature": (float, None, "0 is greedy; higher is more random."),
+    "top_k": (int, None, "Draw from the k most probable tokens; 0 is off."),
+    "top_p": (float, None, "Draw from the fewest tokens with this much probability; 1 is off."),
+    "min_p": (float, None, "Drop tokens below this fraction of the best one's probability; 0 is off."),
+    "repetition_penalty": (float, None, "Above 1 makes tokens of prompt and answer less likely; 1 is off."),
+    "frequency_penalty": (float, None, "Taken from a token's logit each time it was generated; 0 is off."),
+    "presence_penalty": (float, None, "Taken once from the logit of each generated token; 0 is off."),
+    "no_repeat_ngram": (int, None, "No n-gram of this length occurs twice; 0 is off."),
+    "logit_bias": (
+        list[str] | None,
+        "TOKEN=BIAS",
+        "Added to the logit of a token id, -inf bans it; repeat for several.",
+    ),
+    "seed": (int, None, "Same seed, same text."),
+    "raw": (bool, None, "Take the prompt as it is, without the chat template."),
+    "log_probabilities": (bool, None, "Report the log-probability of each token (with --json)."),
+}
+
+
+def command(
+    example: str, *, without: Sequence[str] = (), defaults: Mapping[str, object] | None = None
+) -> Callable[[Command], Command]:
+    """Makes a function a command: adds `--debug`, an example, and the fields of its parameter `options`.
+
+    Args:
+        example: a command line.
+        without: fields of `Options` that the command does not offer.
+        defaults: of the command, where they are not those of `Options`.
+    """
+
+    def decorate(function: Command) -> Command:
+        signature = inspect.signature(function)
+        takes_options = "options" in signature.parameters
+        names = [name for name in _TABLE if name not in without] if takes_options else []
+        base = dataclasses.replace(Options(), **(defaults or {}))  # type: ignore[arg-type]
+
+        @functools.wraps(function)
+        def call(**values: Any) -> None:
+            del values["debug"]  # its callback has taken it
+            if takes_options:
+                values["options"] = make_options(base, {name: values.pop(name) for name in names})
+            function(**values)
+
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "options"]
+        added = [_parameter(name, getattr(base, name)) for name in names]
+        debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
+        call.__signature__ = signature.replace(parameters=[*own, *added, debug])  # type: ignore[attr-defined]
+        call.epilog = f"Example: {example}"  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def make_options(base: Options, values: Mapping[str, Any]) -> Options:
+    """Options from what was typed.
+
+    Raises:
+        RequestError: a value is out of its range; the message begins with the option.
+    """
+    changes = dict(values)
+    for name in ("stop", "stop_ids"):
+        if name in changes:
+            changes[name] = tuple(changes[name] or ())
+    for text in changes.get("stop", ()):
+        check_text("--stop", text)
+    if "logit_bias" in changes:
+        changes["logit_bias"] = dict(map(_bias, changes["logit_bias"] or ()))
+    options = dataclasses.replace(base, **changes)
+    if options.tree is not None:
+        check_tree(options.tree)
+    return options
+
+
+def check_tree(tree: str, num_heads: int | None = None, top_k: int | None = None) -> None:
+    """Raises RequestError unless `tree` is one, and fits the heads where these are known."""
+    from seqrt.runtime.tree import Template
+
+    try:
+        template = Template.resolve(tree)
+        if num_heads is not None and top_k is not None:
+            template.check(num_heads, top_k)
+    except RequestError as error:
+        raise RequestError(f"--tree {tree!r:.60}: {error}") from error
+
+
+def check_text(flag: str, text: str) -> None:
+    """Raises RequestError for text that the shell passed on as bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text.encode(errors="backslashreplace").decode()
+        raise RequestError(f"{flag} is not valid UTF-8: {shown!r:.60}; give it in UTF-8") from error
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise RequestError(f"--logit-bias is {text!r}; give TOKEN=BIAS, for example 42=-1.5") from error
+
+
+def _parameter(name: str, default: object) -> inspect.Parameter:
+    kind, metavar, text = _TABLE[name]
+    flag = f"--{name.replace('_', '-')}"
+    if name == "adaptive":
+        flag += "/--no-adaptive"
+    shown = default if default not in ((), {}) else None
+    option = typer.Option(
+        flag, metavar=metavar, help=text, show_default=shown is not None and kind is not bool
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=Annotated[kind, option]
+    )
+
+
+def _set_debug(context: typer.Context, value: bool) -> bool:
+    if value and isinstance(context.obj, State):
+        context.obj.debug = True
+    return value
+
+
+_Debug = Annotated[
+    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of a failure.")
+]

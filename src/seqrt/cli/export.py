@@ -1,0 +1,186 @@
+"""`seqrt export`: from a checkpoint to a bundle."""
+
+import dataclasses
+import importlib.resources
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from seqrt.cli.common import Json, command
+from seqrt.cli.console import emit, everything_to_stderr, note, status
+from seqrt.errors import EngineError, ExportError, RequestError
+from seqrt.runtime.bundle import Quality, open_bundle, record_quality
+
+if TYPE_CHECKING:
+    from seqrt.exporter.export import Report
+
+_DEFAULT_NAME: Final = "medusa"
+_NAME: Final = re.compile(r"[A-Za-z][\w-]*")
+_RESERVED: Final = ("none", "lookup", "decoder", "logits", "compaction")
+
+
+class Quantization(str, Enum):
+    """How weights are stored."""
+
+    none = "none"
+    int8 = "int8"
+    int4 = "int4"
+    source = "source"
+
+
+@command("seqrt export SmolLM2-135M-Instruct.gguf smollm2 --heads heads/ --quantize source")
+def export(
+    source: Annotated[Path, typer.Argument(help="Hugging Face directory or GGUF file.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PATH", help="Draft heads, by the name that --draft takes; repeat for several."
+        ),
+    ] = None,
+    quantize: Annotated[
+        Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks.")
+    ] = Quantization.none,
+    capacity: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of prompt and answer; 4096 or the model's own.", show_default=False),
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Compare every graph with torch.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at BUNDLE.")] = False,
+    quality: Annotated[bool, typer.Option(help="Measure what quantisation costs.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle of a model and its draft heads.
+
+    Nothing appears at BUNDLE before it is complete; an export that fails leaves nothing behind.
+    """
+    paths = _head_paths(heads or [])
+    start = perf_counter()
+    with everything_to_stderr(), status() as progress:
+        exporter = _exporter()
+        report = exporter(
+            source,
+            bundle,
+            heads=paths,
+            quantize=quantize.value,
+            capacity=capacity,
+            check=check,
+            force=force,
+            progress=progress,
+        )
+        measured = None
+        if quality and quantize is not Quantization.none:
+            measured = _measured(source, bundle, progress)
+    seconds = perf_counter() - start
+    num_bytes = sum(file.size for file in open_bundle(bundle).manifest.files.values())
+    if as_json:
+        emit(
+            {
+                "bundle": str(bundle),
+                "name": report.name,
+                "quantization": quantize.value,
+                "bytes": num_bytes,
+                "seconds": round(seconds, 3),
+                "differences": report.differences,
+                "quality": None if measured is None else dataclasses.asdict(measured),
+            }
+        )
+        return
+    print(
+        f"{bundle}: {report.name}, quantization {quantize.value}, {num_bytes / 1e6:.1f} MB, {seconds:.1f} s"
+    )
+    _print(report, measured)
+
+
+def _exporter() -> Callable[..., "Report"]:
+    """The exporter, with a plain word where its libraries are missing."""
+    try:
+        from seqrt.exporter.export import export as exporter
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("seqrt"):
+            raise
+        raise ExportError(f"{error.name} is not installed; run: pip install 'seqrt[export]'") from error
+    return exporter
+
+
+def _head_paths(texts: Sequence[str]) -> dict[str, Path]:
+    """`[NAME=]PATH` each, as paths by name.
+
+    Raises:
+        RequestError: a name is taken or no name.
+    """
+    paths: dict[str, Path] = {}
+    for text in texts:
+        left, separator, right = text.partition("=")
+        # A path may hold an equals sign too.
+        is_named = separator and "/" not in left and not Path(text).exists()
+        name, path = (left, right) if is_named else (_DEFAULT_NAME, text)
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            raise RequestError(
+                f"--heads {text}: {name!r} cannot be a name; give letters, digits, - or _, not {_RESERVED}"
+            )
+        if name in paths:
+            raise RequestError(
+                f"--heads {text}: the name {name!r} is taken; give each heads a NAME=PATH of its own"
+            )
+        paths[name] = Path(path)
+    return paths
+
+
+def _measured(source: Path, bundle: Path, progress: Callable[[str], object]) -> Quality | None:
+    """Measures the finished bundle against its source and records it; a bundle that fails here is removed."""
+    try:
+        progress("measuring quality")
+        quality = _quality(source, bundle)
+        if quality is not None:
+            record_quality(bundle, quality)
+    except BaseException:  # an interrupted export leaves nothing, at whatever stage
+        shutil.rmtree(bundle, ignore_errors=True)
+        raise
+    return quality
+
+
+def _quality(source: Path, bundle: Path) -> Quality | None:
+    """Perplexities and agreement on the text that seqrt ships; None where that cannot be measured."""
+    from seqrt.exporter.reference import reference_scores
+    from seqrt.runtime.model import load
+
+    try:
+        model = load(bundle)
+    except EngineError as error:
+        note(f"quality is not measured: {error}")
+        return None
+    text = importlib.resources.files("seqrt.exporter").joinpath("quality.txt").read_text(encoding="utf-8")
+    if "tokenizer.json" not in model.bundle.manifest.files:
+        note("quality is not measured: the source has no tokenizer")
+        return None
+    tokens = model.encode(text)[: model.bundle.manifest.capacity - 1]
+    scores = model.score(tokens)
+    del model  # its weights need not be in memory beside the source's
+    log_probabilities, top1 = reference_scores(source, tokens)
+    return Quality(
+        tokens=len(log_probabilities),
+        perplexity=scores.perplexity,
+        source_perplexity=math.exp(-float(log_probabilities.mean())),
+        top1_agreement=float((scores.top1_ids == top1).mean()),
+    )
+
+
+def _print(report: "Report", quality: Quality | None) -> None:
+    if report.differences:
+        print("largest difference from torch")
+    for graph, outputs in report.differences.items():
+        print(f"  {graph:10}" + "  ".join(f"{name} {value:.1e}" for name, value in outputs.items()))
+    if quality is not None:
+        cost = quality.perplexity / quality.source_perplexity - 1
+        print(
+            f"perplexity {quality.perplexity:.3f}, source {quality.source_perplexity:.3f} ({cost:+.2%});"
+            f" top-1 agreement {quality.top1_agreement:.4f}; {quality.tokens} tokens"
+        )

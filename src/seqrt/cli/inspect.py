@@ -1,0 +1,62 @@
+"""`seqrt inspect`: what a bundle holds."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from seqrt.cli.common import BundlePath, Json, command
+from seqrt.cli.console import emit
+from seqrt.runtime.bundle import Manifest, open_bundle
+
+
+@command("seqrt inspect smollm2 --verify")
+def inspect(
+    bundle: BundlePath,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its hash.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a bundle holds.
+
+    With --verify, also check that every file is the one that was exported.
+    """
+    opened = open_bundle(bundle)
+    if verify:
+        opened.verify()
+    manifest = opened.manifest
+    num_bytes = sum(file.size for file in manifest.files.values())
+    if as_json:
+        emit(dataclasses.asdict(manifest) | {"path": str(bundle), "bytes": num_bytes, "verified": verify})
+        return
+    for name, value in _describe(manifest, num_bytes):
+        print(f"{name:14}{value}")
+    if verify:
+        print(f"{'verified':14}all {len(manifest.files)} files are as exported")
+
+
+def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
+    model = manifest.model
+    lines = [
+        ("name", manifest.name),
+        ("task", f"{manifest.task} ({manifest.family})"),
+        ("size", f"{num_bytes / 1e6:.1f} MB in {len(manifest.files)} files"),
+        ("quantization", manifest.quantization),
+        ("capacity", f"{manifest.capacity} tokens of prompt and answer"),
+        ("vocabulary", f"{model.vocab_size} tokens, {model.num_candidates} candidates a row"),
+        ("layers", f"{model.num_layers} of width {model.hidden_size}, {model.num_kv_heads} key-value heads"),
+    ]
+    if manifest.quality is not None:
+        quality = manifest.quality
+        lines.append(("perplexity", f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"))
+        lines.append(
+            ("agreement", f"{quality.top1_agreement:.3f} of {quality.tokens} top tokens are the source's")
+        )
+    for graph in manifest.graphs:
+        lines.append(
+            (f"graph {graph.role}"[:13], f"{graph.path}: {graph.dtype}, opset {graph.opset}, {graph.profile}")
+        )
+    for head in manifest.heads:
+        lines.append(
+            (f"draft {head.name}"[:13], f"{head.kind}: {head.num_heads} heads, {head.top_k} candidates each")
+        )
+    return lines
