@@ -20,11 +20,11 @@ PARTS = ("exporter", "graphs", "runtime")  # root folders that src/seqrt links t
 
 
 def sources() -> list[str]:
-    """What a wheel must hold of the package, as paths in it."""
+    """What a wheel must hold of the package, as paths in it: modules and data alike."""
     folders = {f"seqrt/{part}": ROOT / part for part in PARTS} | {"seqrt/cli": ROOT / "src/seqrt/cli"}
     found = {"seqrt/__init__.py", "seqrt/errors.py", "seqrt/py.typed"}
     for name, folder in folders.items():
-        paths = [path for pattern in ("*.py", "*.txt") for path in folder.rglob(pattern)]
+        paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         found |= {f"{name}/{path.relative_to(folder).as_posix()}" for path in paths}
     return sorted(found)
 

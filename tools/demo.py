@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seqrt.errors import SeqrtError
-from seqrt.runtime.chat import ChatTemplate
+from seqrt.runtime.lossless import Divergence, divergence
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.stream import Generation
 
@@ -25,26 +25,6 @@ PROMPT = (
     "Correct the spelling of this text and change nothing else: The quick brown fox jumps over the lazzy dog."
     " The dog sleeps in the gardn, and the fox runs thruogh the forest to the river."
 )
-TIE = 1e-3  # apart in log-probability: kernels that sum in another order may swap two such tokens
-_BAN = -1e9
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Where a drafted answer leaves the plain one.
-
-    Attributes:
-        position: index of the first token that differs.
-        gap: log-probability between the plain run's best two tokens there.
-    """
-
-    position: int
-    gap: float
-
-    @property
-    def is_tie(self) -> bool:
-        """The plain run itself could hardly tell the two tokens apart."""
-        return self.gap <= TIE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +47,14 @@ class Speed:
         )
 
 
-def divergence(
-    model: Model, prompt: Sequence[int], plain: Sequence[int], drafted: Sequence[int]
-) -> Divergence | None:
-    """The first difference of two greedy answers, None when they are the same."""
-    if plain == drafted:
-        return None
-    shorter = min(len(plain), len(drafted))
-    position = next((i for i in range(shorter) if plain[i] != drafted[i]), shorter)
-    # Decoding up to there once more leaves the plain run's own cache, on which the next step is computed.
-    before = [*prompt, *plain[:position]]
-    if position:
-        model.generate(prompt, raw=True, max_new_tokens=position, ignore_eos=True)
-    best = model.generate(before, raw=True, max_new_tokens=1, log_probabilities=True)
-    bias = {best.token_ids[0]: _BAN}
-    second = model.generate(before, raw=True, max_new_tokens=1, log_probabilities=True, logit_bias=bias)
-    first_log, second_log = best.log_probabilities or [], second.log_probabilities or []
-    return Divergence(position, first_log[0] - second_log[0])
-
-
-def prompt_ids(model: Model, text: str) -> list[int]:
-    """Token ids of the prompt as the model gets it: a user's message where the bundle has a chat template."""
-    template = model.bundle.text("chat_template.jinja")
-    if template is None:
-        return model.encode(text)
-    chat = ChatTemplate(template).render([{"role": "user", "content": text}])
-    ids: list[int] = model.tokenizer.encode(chat, add_special_tokens=False).ids
-    return ids
-
-
-def measure(
-    model: Model, prompt: Sequence[int], max_new_tokens: int, repeats: int
-) -> dict[str, list[Generation]]:
+def measure(model: Model, prompt: str, max_new_tokens: int, repeats: int) -> dict[str, list[Generation]]:
     """Answers by way of drafting, `repeats` of each, run in turn and each from an empty cache."""
     runs: dict[str, list[Generation]] = {draft: [] for draft in model.drafts}
     for _ in range(repeats):
         for draft, done in runs.items():
-            forget(model, prompt)
-            done.append(model.generate(prompt, raw=True, draft=draft, max_new_tokens=max_new_tokens))
+            model.forget()
+            done.append(model.generate(prompt, draft=draft, max_new_tokens=max_new_tokens))
     return runs
-
-
-def forget(model: Model, prompt: Sequence[int]) -> None:
-    """Fills the cache with something else: rows of the prompt that it still holds would be used again."""
-    other = next(token for token in range(len(prompt) + 1) if token != prompt[0])
-    model.generate([other], raw=True, max_new_tokens=1)
 
 
 def table(speeds: Sequence[Speed]) -> Table:
@@ -131,12 +74,14 @@ def table(speeds: Sequence[Speed]) -> Table:
 
 
 def verdict(draft: str, found: Divergence | None) -> str:
-    """One line on whether the drafted answer is the plain one."""
+    """One line on whether the drafted answer is the plain one, as `seqrt verify` judges it."""
     if found is None:
         return f"{draft}: the same text, token for token"
-    judged = "a tie" if found.is_tie else "NOT A TIE"
-    gap = f"the plain run's best two log-probabilities there lie {found.gap:.2g} apart: {judged}"
-    return f"{draft}: another text from token {found.position} on; {gap}"
+    where = f"{draft}: another text from token {found.position} on"
+    if found.margin is None:
+        return f"{where}, where the plain one had ended: NOT THE SAME"
+    judged = "a tie" if found.is_tie else "NOT THE SAME"
+    return f"{where}, where the plain run's best two log-probabilities lie {found.margin:.2g} apart: {judged}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,15 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
     manifest = model.bundle.manifest
     console.print(f"{manifest.name}, weights: {manifest.quantization}, loaded in {model.load_seconds:.2f} s")
-    console.print(f"\n[bold]Prompt[/bold] {options.prompt}", markup=True)
+    console.print("\n[bold]Prompt[/bold]")
+    console.print(options.prompt, markup=False)
     streamed = {draft: _stream(console, model, draft, options) for draft in model.drafts}
-    prompt = prompt_ids(model, options.prompt)
-    runs = measure(model, prompt, options.max_new_tokens, options.repeats)
+    runs = measure(model, options.prompt, options.max_new_tokens, options.repeats)
     console.print()
     console.print(table([Speed.of(draft, done) for draft, done in runs.items()]))
-    plain = streamed[model.drafts[0]].token_ids
-    console.print(f"{len(plain)} tokens; medians of {options.repeats} runs each, taken in turn")
-    found = {draft: divergence(model, prompt, plain, streamed[draft].token_ids) for draft in model.drafts[1:]}
+    plain, *others = streamed.values()
+    console.print(f"{plain.new_tokens} tokens; medians of {options.repeats} runs each, taken in turn")
+    found = {drafted.draft: divergence(plain, drafted) for drafted in others}
     for draft, difference in found.items():
         console.print(verdict(draft, difference))
     return int(any(difference is not None and not difference.is_tie for difference in found.values()))
@@ -178,7 +123,9 @@ def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
 def _stream(console: Console, model: Model, draft: str, options: argparse.Namespace) -> Generation:
     title = "Without drafting" if draft == model.drafts[0] else f"With --draft {draft}"
     console.print(f"\n[bold]{title}[/bold]")
-    stream = model.stream(options.prompt, draft=draft, max_new_tokens=options.max_new_tokens)
+    # With log-probabilities, because a divergence is judged by those of the plain run.
+    limits = {"max_new_tokens": options.max_new_tokens, "log_probabilities": True}
+    stream = model.stream(options.prompt, draft=draft, **limits)
     for piece in stream:
         console.file.write(piece)
         console.file.flush()
