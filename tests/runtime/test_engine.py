@@ -111,6 +111,24 @@ def test_state_of_the_same_shape_is_left_alone(make: Make) -> None:
     assert (engine.input("past", (1, 2, 4, 4)) == 5).all()
 
 
+def test_shared_state_is_one_buffer(make: Make) -> None:
+    """What either engine writes, the other reads; after the owner's buffer has grown, it is shared again."""
+    owner, guest = make(CACHE), make(CACHE)
+    for engine in (owner, guest):
+        engine.output("total", ())
+        engine.input("update", (1, 2, 1, 4))
+    for capacity in (4, 8):
+        owner.state("past", "present", (1, 2, capacity, 4))
+        guest.share_state(owner)
+        for engine, row in ((owner, 0), (guest, 2), (owner, 3)):
+            engine.input("update", (1, 2, 1, 4))[:] = capacity + row
+            engine.input("write", (1,))[0] = row
+            engine.run()
+        for engine in (owner, guest):
+            rows = engine.input("past", (1, 2, capacity, 4))[0, 0, :4, 0]
+            assert rows.tolist() == [capacity, 0, capacity + 2, capacity + 3]
+
+
 def test_missing_graph(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses none\.onnx: .+$"):
         OrtEngine(tmp_path / "none.onnx")

@@ -1,0 +1,147 @@
+"""Two tiny random models as bundles, exported once: what everything that runs a model is tested on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from seqrt.exporter.export import export
+
+SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>")
+BOS, EOS = 0, 1
+MERGES = ("h e", "t he", "i n", "e r", "a n", "r e", "o n", "in g", "t o", "o f", "s t", "l l")
+HIDDEN, MAX_POSITIONS, NUM_HEADS = 64, 1024, 3
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _tokenizer() -> tokenizers.Tokenizer:
+    """Bytes and a few merges: short ids, and every text has some."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = [*SPECIAL, *alphabet, *(merge.replace(" ", "") for merge in MERGES)]
+    pairs = [(first, second) for first, second in (merge.split() for merge in MERGES)]
+    model = tokenizers.models.BPE({word: i for i, word in enumerate(words)}, pairs)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+VOCAB = _tokenizer().get_vocab_size()
+
+
+def _randomize(model: Any, spread: float) -> Any:
+    """Logits far enough apart that no two are equal up to rounding, and texts that do not stand still."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=spread)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def llama() -> Any:
+    """The transformers model behind `llama_bundle`."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    return _randomize(transformers.LlamaForCausalLM(config), 0.3)
+
+
+@pytest.fixture(scope="session")
+def llama_bundle(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a tokenizer, a chat template, and random draft heads `medusa` that bring a tree of their own."""
+    source, heads = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("heads")
+    llama.save_pretrained(source)
+    _tokenizer().save(str(source / "tokenizer.json"))
+    (source / "chat_template.jinja").write_text(TEMPLATE)
+    rng = torch.Generator().manual_seed(2)
+    tensors = {}
+    for head in range(NUM_HEADS):
+        tensors[f"blocks.{head}.layers.0.weight"] = torch.randn(HIDDEN, HIDDEN, generator=rng) / 8
+        tensors[f"blocks.{head}.layers.0.bias"] = torch.randn(HIDDEN, generator=rng)
+    save_file(tensors, heads / "medusa_lm_head.safetensors")
+    (heads / "tree.json").write_text(json.dumps({"paths": ["0", "1", "00", "01", "10", "000", "2"]}))
+    return export(source, source / "bundle", heads={"medusa": heads}).bundle
+
+
+@pytest.fixture(scope="session")
+def mistral() -> Any:
+    """The transformers model behind `mistral_bundle`: every layer sees the last 16 positions only."""
+    config = transformers.MistralConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        sliding_window=16,
+        tie_word_embeddings=True,
+        eos_token_id=EOS,
+    )
+    return _randomize(transformers.MistralForCausalLM(config), 0.4)
+
+
+@pytest.fixture(scope="session")
+def mistral_bundle(mistral: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without tokenizer; its capacity is all the positions that the model has."""
+    source = tmp_path_factory.mktemp("mistral")
+    mistral.save_pretrained(source)
+    return export(source, source / "bundle").bundle
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def logits_of() -> Callable[[Any, list[int]], Any]:
+    """transformers' logits `[N, V]` after each of N tokens, float32."""
+
+    def logits(model: Any, tokens: list[int]) -> Any:
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].numpy()
+
+    return logits
+
+
+@pytest.fixture(scope="session")
+def continuation() -> Callable[[Any, list[int], int], list[int]]:
+    """The greedy continuation of so many tokens by transformers.generate, end tokens ignored."""
+
+    def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            made = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=count,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        tokens: list[int] = made[0, len(prompt) :].tolist()
+        return tokens
+
+    return greedy
