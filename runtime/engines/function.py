@@ -1,0 +1,62 @@
+"""A Python function as an engine: decoding loops are tested, and their host work measured, without any graph."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from seqrt.runtime.engines import Array, TensorInfo
+
+
+class FunctionEngine:
+    """Calls `function(inputs, outputs)` for each run: it reads the arrays of the one and fills those of the other.
+
+    Args:
+        function: the model. State is found under its `past` name in `inputs` and is changed in place.
+        inputs, outputs: as an engine over a graph would report them.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Mapping[str, Array], Mapping[str, Array]], None],
+        inputs: Mapping[str, TensorInfo],
+        outputs: Mapping[str, TensorInfo],
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._function = function
+        self._in: dict[str, Array] = {}
+        self._out: dict[str, Array] = {}
+        self._states: dict[str, Array] = {}
+
+    def input(self, name: str, shape: Sequence[int]) -> Array:
+        """Host array that the next run reads."""
+        return _sized(self._in, name, shape, self.inputs[name])
+
+    def output(self, name: str, shape: Sequence[int]) -> Array:
+        """Host array that the next run fills."""
+        return _sized(self._out, name, shape, self.outputs[name])
+
+    def state(self, past: str, present: str, shape: Sequence[int]) -> None:
+        """A buffer that keeps its contents when it grows."""
+        old = self._states.get(past)
+        if old is None or old.shape != tuple(shape):
+            self._states[past] = np.zeros(tuple(shape), self.inputs[past].dtype)
+            if old is not None:
+                self._states[past][tuple(slice(size) for size in old.shape)] = old
+
+    def share_state(self, owner: "FunctionEngine") -> None:
+        """Uses the state of `owner`."""
+        self._states |= owner._states
+
+    def run(self) -> None:
+        """Calls the function."""
+        self._function({**self._in, **self._states}, self._out)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _sized(arrays: dict[str, Array], name: str, shape: Sequence[int], info: TensorInfo) -> Array:
+    array = arrays.get(name)
+    if array is None or array.shape != tuple(shape):
+        array = arrays[name] = np.zeros(tuple(shape), info.dtype)
+    return array
