@@ -33,7 +33,7 @@ def check_decoder(path: Path, decoder: Decoder) -> dict[str, float]:
     ]
     names = ("token_ids", "ancestors", "depth", "past_len", "logit_rows")
     with torch.no_grad():
-        ids, logits, logsumexp, hidden, present = decoder(*(torch.from_numpy(inputs[name]) for name in names), past)
+        _, logits, logsumexp, hidden, present = decoder(*(torch.from_numpy(inputs[name]) for name in names), past)
         every = decoder.readout.head(hidden[torch.from_numpy(inputs["logit_rows"])])
     found = run_exact(path, inputs)
     expected = {"topk_logits": logits, "logsumexp": logsumexp, "hidden": hidden}
@@ -87,7 +87,7 @@ def _compare(path: Path, expected: Arrays, found: Arrays) -> dict[str, float]:
     for name, value in expected.items():
         if found[name].shape != value.shape:
             raise ExportError(f"{path.name}: {name} has shape {found[name].shape}, torch gives {value.shape}")
-        difference = float(np.abs(found[name].astype(np.float64) - value).max())
+        difference = float(np.abs(found[name].astype(np.float64) - value.astype(np.float64)).max())
         if not difference <= _TOLERANCE * max(1.0, float(np.abs(value).max())):
             raise ExportError(
                 f"{path.name}: {name} differs from torch by {difference:.2g}; this is a fault of the exporter, please"

@@ -18,7 +18,16 @@ from seqrt.errors import ExportError
 from seqrt.exporter.check import check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks, open_checkpoint
 from seqrt.exporter.heads import Heads, heads_graph, read_heads
-from seqrt.exporter.quantize import BLOCK, METHODS, Method, as_computed, quantized, require_blocks, rewrite, round_int8
+from seqrt.exporter.quantize import (
+    BLOCK,
+    METHODS,
+    Method,
+    as_computed,
+    quantized,
+    require_blocks,
+    rewrite,
+    round_int8,
+)
 from seqrt.exporter.stitch import compaction_graph, decoder_graph, model_of
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.trace import OPSET, trace
@@ -125,7 +134,9 @@ def _write(
         "logits": _logits_graph(config),
         "compaction": compaction_graph(config),
     }
-    parameters = [name for name in graphs["decoder"].initializers if not name.startswith(("frame.", "layer.", "readout."))]
+    parameters = [
+        name for name in graphs["decoder"].initializers if not name.startswith(("frame.", "layer.", "readout."))
+    ]
     if quantize == "source":
         require_blocks(weights, parameters)
     progress("writing weights" if quantize == "none" else f"quantising weights ({quantize})")
@@ -150,7 +161,11 @@ def _write(
 def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks], weights: DecoderWeights) -> None:
     """Gives the parameters of a decoder or logits graph their values, quantised where `blocks` says so."""
     names = [name for name in graph.initializers if name not in blocks and "val_" not in name]
-    rewrite(graph, {name: kept for name, kept in blocks.items() if name in graph.initializers}, partial(store.initializer, graph))
+    rewrite(
+        graph,
+        {name: kept for name, kept in blocks.items() if name in graph.initializers},
+        partial(store.initializer, graph),
+    )
     tied = weights.checkpoint.config.tied_embeddings
     for name in names:
         value = graph.initializers[name]
@@ -167,7 +182,7 @@ def _fill_heads(heads: Heads, store: WeightStore, quantize: Method) -> ir.Graph:
     for key in list(graph.initializers):
         if key in state and key not in blocks:
             value = graph.initializers[key]
-            value.const_value = store.tensor(f"{name}.{key}", lambda key=key: state[key], value)
+            value.const_value = store.tensor(f"{name}.{key}", partial(state.__getitem__, key), value)
     rewrite(graph, blocks, lambda key, array, dtype: store.initializer(graph, f"{name}.{key}", array, dtype))
     return graph
 
@@ -187,7 +202,7 @@ class _Logits(nn.Module):
 
 
 def _logits_graph(config: DecoderConfig) -> ir.Graph:
-    """hidden `[R, H]` -> logits `[R, V]`, for what the top K do not answer."""
+    """Hidden `[R, H]` -> logits `[R, V]`, for what the top K do not answer."""
     graph = trace(_Logits(config), {"hidden": torch.zeros(2, config.hidden_size)}, ["logits"], {"hidden": {0: "R"}})
     graph.name = "logits"
     return graph

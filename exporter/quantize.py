@@ -11,7 +11,7 @@ costs a third more. Two digits leave an error below 1/350 of a quantisation step
 offset that GGUF stores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -52,18 +52,22 @@ class Packed:
     @property
     def block(self) -> int:
         """Rows that share a scale."""
-        return self.codes.shape[0] // self.scale.shape[0]
+        return int(self.codes.shape[0] // self.scale.shape[0])
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight that the graph multiplies with, float32 `[K, N]`, the digits of the residual included."""
-        zero = 0 if self.zero is None else self.zero[:, None].astype(np.float32)
-        steps = self.codes.reshape(-1, self.block, self.codes.shape[1]).astype(np.float32) - zero
-        rows = (steps * self.scale[:, None]).reshape(self.codes.shape)
+        width = self.scale.shape[1]
+        steps = self.codes.reshape(-1, self.block, width).astype(np.float32)
+        if self.zero is not None:
+            steps -= np.expand_dims(self.zero, 1)
+        steps *= np.expand_dims(self.scale, 1)
+        rows = steps.reshape(-1, width)
         if not self.num_sums:
             return rows
         size = self.num_sums * self.block
-        digits = rows[size:].reshape(_DIGITS, -1, rows.shape[1])[:, : self.num_sums].sum(0)
-        return rows[:size] + np.repeat(digits, self.block, axis=0)
+        digits = rows[size:].reshape(_DIGITS, -1, width)[:, : self.num_sums].sum(0)
+        weight: npt.NDArray[np.float32] = rows[:size] + np.repeat(digits, self.block, axis=0)
+        return weight
 
 
 def quantized(weights: DecoderWeights, name: str, method: Method) -> QuantBlocks | None:
@@ -89,9 +93,7 @@ def quantized(weights: DecoderWeights, name: str, method: Method) -> QuantBlocks
 def require_blocks(weights: DecoderWeights, names: list[str]) -> None:
     """Raises ExportError when --quantize source finds no quantised tensor at all."""
     if not any(weights.blocks(name) is not None for name in names if is_projection(name)):
-        raise ExportError(
-            f"--quantize source: {weights.checkpoint.name} has no blocks to keep; use int8, int4 or none"
-        )
+        raise ExportError(f"--quantize source: {weights.checkpoint.name} has no blocks to keep; use int8, int4 or none")
 
 
 def round_int8(matrix: npt.NDArray[np.float32]) -> QuantBlocks:
@@ -187,9 +189,7 @@ class Rewriter:
         ]
         if packed.zero is not None:
             inputs.append(self.store(f"{name}.zero", packed.zero, dtype))
-        weight = self._before(
-            node, "DequantizeLinear", inputs, f"{name}.value", axis=0, block_size=packed.block
-        )
+        weight = self._before(node, "DequantizeLinear", inputs, f"{name}.value", axis=0, block_size=packed.block)
         x = node.inputs[0]
         assert x is not None
         if packed.num_sums:
@@ -224,13 +224,10 @@ class Rewriter:
 
     def _gather(self, node: ir.Node, name: str, blocks: QuantBlocks) -> None:
         """Embedding: gathers codes and scales of the rows wanted, and dequantises only these."""
-        table, rows = node.inputs
+        rows = node.inputs[1]
         codes = self.store(f"{name}.rows", blocks.codes.astype(np.int8), ir.DataType.INT8)
         scale = self.store(f"{name}.row_scale", blocks.scale, ir.DataType.FLOAT)
-        picked = [
-            self._before(node, "Gather", [part, rows], f"{part.name}.picked", axis=0)
-            for part in (codes, scale)
-        ]
+        picked = [self._before(node, "Gather", [part, rows], f"{part.name}.picked", axis=0) for part in (codes, scale)]
         block = blocks.codes.shape[1] // blocks.scale.shape[1]
         value = self._before(node, "DequantizeLinear", picked, f"{name}.value", axis=2, block_size=block)
         self._take_over(node, value)
@@ -245,7 +242,7 @@ class Rewriter:
         self.graph.remove(node, safe=True)
 
     def _before(
-        self, node: ir.Node, op: str, inputs: list[ir.Value | None], name: str, **attributes: int
+        self, node: ir.Node, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int
     ) -> ir.Value:
         made = ir.node(op, inputs, attributes)
         made.outputs[0].name = name

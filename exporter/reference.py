@@ -15,9 +15,7 @@ from seqrt.graphs.decoder import Decoder
 _ROWS: Final = 256
 
 
-def reference_scores(
-    source: Path, token_ids: Sequence[int]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def reference_scores(source: Path, token_ids: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Scores a text of N tokens under the source model, as `Model.score` does under a bundle.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.graphs.config import DecoderConfig
-from seqrt.graphs.decoder import Compaction, Frame, Layer, Readout, Rows
+from seqrt.graphs.decoder import NUM_CANDIDATES, Compaction, Frame, Layer, Readout, Rows
 
 _IR_VERSION = 11  # what ONNX 1.18 and later write for opset 24
 _T, _A, _C, _R = 8, 3, 32, 2  # example sizes; all different, so that no two symbols are taken for one
@@ -24,7 +24,7 @@ class _LayerStep(nn.Module):
         super().__init__()
         self.layer = Layer(config)
 
-    def forward(  # noqa: D102
+    def forward(
         self,
         x: Tensor,
         past_key: Tensor,
@@ -34,9 +34,7 @@ class _LayerStep(nn.Module):
         cos: Tensor | None = None,
         sin: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = self.layer(
-            x, Rows(cos, sin, mask, write), past_key, past_value
-        )
+        result: tuple[Tensor, Tensor, Tensor] = self.layer(x, Rows(cos, sin, mask, write), past_key, past_value)
         return result
 
 
@@ -64,18 +62,16 @@ def decoder_graph(config: DecoderConfig) -> ir.Graph:
     present = []
     for i, kind in enumerate(config.layer_kinds):
         values = {"x": x, "write": inputs["past_len"]}
-        values |= {
-            name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared
-        }
+        values |= {name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared}
         values |= {f"past_{part}": inputs[f"past_{part}.{i}"] for part in ("key", "value")}
         made = _splice(graph, layer, f"layers.{i}.", values)
         x = made["y"]
         present += [_renamed(made[f"present_{part}"], f"present_{part}.{i}") for part in ("key", "value")]
     made = _splice(graph, readout, "", {"x": x, "logit_rows": inputs["logit_rows"]})
-    k = readout.outputs[0].shape
+    num_candidates = min(NUM_CANDIDATES, config.vocab_size)
     rows: Mapping[str, list[int | str]] = {
-        "topk_ids": ["R", k[1]],
-        "topk_logits": ["R", k[1]],
+        "topk_ids": ["R", num_candidates],
+        "topk_logits": ["R", num_candidates],
         "logsumexp": ["R"],
     }
     for name in ("topk_ids", "topk_logits", "logsumexp", "hidden"):
@@ -134,9 +130,7 @@ def _renamed(value: ir.Value, name: str) -> ir.Value:
     return value
 
 
-def _splice(
-    graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value]
-) -> dict[str, ir.Value]:
+def _splice(graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
     """Appends a copy of `part`, its inputs replaced by values of `graph`; returns its outputs by name.
 
     Parameters (their names contain a dot) become initialisers `prefix` + name; the tracer's constants are
@@ -146,9 +140,7 @@ def _splice(
     for name, constant in part.initializers.items():
         own = prefix + name.removeprefix("layer.") if "." in name else f"{part.name}.{name}"
         if own not in graph.initializers:
-            value = ir.Value(
-                name=own, type=constant.type, shape=constant.shape, const_value=constant.const_value
-            )
+            value = ir.Value(name=own, type=constant.type, shape=constant.shape, const_value=constant.const_value)
             graph.register_initializer(value)
         values[constant] = graph.initializers[own]
     for node in part:

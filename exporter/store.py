@@ -23,9 +23,7 @@ class WeightStore:
         self._file = path.open("wb")
         self._tensors: dict[str, ir.TensorProtocol] = {}
 
-    def initializer(
-        self, graph: ir.Graph, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType
-    ) -> ir.Value:
+    def initializer(self, graph: ir.Graph, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
         """The initialiser `name` of `graph`, its data written at the first call with that name."""
         if name in graph.initializers:
             return graph.initializers[name]
@@ -53,22 +51,20 @@ class WeightStore:
     def _register(self, graph: ir.Graph, name: str) -> ir.Value:
         tensor = self._tensors[name]
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
         )
         graph.register_initializer(value)
         return value
 
     def _write(self, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.TensorProtocol:
-        data = (
-            _packed(array) if dtype in (ir.DataType.UINT4, ir.DataType.INT4) else np.ascontiguousarray(array)
-        )
+        data = _packed(array) if dtype in (ir.DataType.UINT4, ir.DataType.INT4) else np.ascontiguousarray(array)
         if data.nbytes <= _INLINE_BYTES:
             if dtype in (ir.DataType.UINT4, ir.DataType.INT4):
                 return ir.PackedTensor(data, dtype, shape=ir.Shape(array.shape), name=name)
             return ir.tensor(data, dtype=dtype, name=name)
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
-        self._file.write(memoryview(data).cast("B"))
+        self._file.write(data.tobytes())
         return ir.ExternalTensor(
             self.path.name,
             offset,

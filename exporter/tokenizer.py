@@ -26,9 +26,7 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_ty
 _SPACE: Final = "\u2581"  # how SentencePiece writes a space
 
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS: Final = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS: Final = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -138,15 +136,11 @@ def _add_tokens(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[
     """Tokens that are found whole in the text before any splitting."""
     types = metadata.get("tokenizer.ggml.token_type", ())
     marked = [
-        (token, kind)
-        for token, kind in zip(tokens, types, strict=False)
-        if tokenizer.token_to_id(token) is not None
+        (token, kind) for token, kind in zip(tokens, types, strict=False) if tokenizer.token_to_id(token) is not None
     ]
     special = {_CONTROL, _UNKNOWN}
     for kinds, is_special in ((special, True), ({_USER_DEFINED}, False)):
-        added = [
-            AddedToken(token, special=is_special, normalized=False) for token, kind in marked if kind in kinds
-        ]
+        added = [AddedToken(token, special=is_special, normalized=False) for token, kind in marked if kind in kinds]
         if is_special:
             tokenizer.add_special_tokens(added)
         else:
@@ -155,9 +149,7 @@ def _add_tokens(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[
 
 def _add_ends(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[str]) -> None:
     """Begin and end tokens that the model expects around every text."""
-    begins = (
-        metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
-    )
+    begins = metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
     ends = {}
     for name, default in (("bos", begins), ("eos", False)):
         token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -166,9 +158,7 @@ def _add_ends(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: list[st
     if ends:
         single = [ends[name][0] if name in ends else None for name in ("bos", "eos")]
         template = " ".join(part for part in (single[0], "$A", single[1]) if part)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=list(ends.values())
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ends.values()))
 
 
 def _token(tokens: list[str], token_id: int) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 import torch
@@ -15,7 +15,7 @@ from seqrt.graphs import ops  # noqa: F401  registers the custom operators that 
 
 OPSET = 24
 
-_TRANSLATIONS = {
+_TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
     torch.ops.seqrt.tensor_scatter.default: lambda past, update, write: opset24.TensorScatter(
         past, update, write, axis=2
     ),
@@ -60,9 +60,7 @@ def trace(
             if program is not None:
                 _optimize(program, {name for name, _ in module.named_parameters()})
         except Exception as error:
-            raise ExportError(
-                f"torch could not trace {type(module).__name__}: {_first_line(error)}"
-            ) from error
+            raise ExportError(f"torch could not trace {type(module).__name__}: {_first_line(error)}") from error
     if program is None:
         raise ExportError(f"torch returned no graph for {type(module).__name__}")
     return program.model.graph

@@ -58,14 +58,10 @@ def is_projection(name: str) -> bool:
 
 def parameter_names(decoder: Decoder) -> dict[str, str]:
     """Names of the decoder's own parameters and the graph names they go by."""
-    return {
-        name: name.removeprefix("frame.").removeprefix("readout.") for name, _ in decoder.named_parameters()
-    }
+    return {name: name.removeprefix("frame.").removeprefix("readout.") for name, _ in decoder.named_parameters()}
 
 
-def load_decoder(
-    weights: DecoderWeights, replaced: Mapping[str, Callable[[], FloatArray]] | None = None
-) -> Decoder:
+def load_decoder(weights: DecoderWeights, replaced: Mapping[str, Callable[[], FloatArray]] | None = None) -> Decoder:
     """The torch module with the checkpoint's weights, those in `replaced` as made there."""
     with torch.device("meta"):
         decoder = Decoder(weights.checkpoint.config)

@@ -80,9 +80,7 @@ class DecoderConfig:
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads evenly"
             )
         if len(self.layer_kinds) != self.num_layers:
-            raise CheckpointError(
-                f"layer types name {len(self.layer_kinds)} layers, the model has {self.num_layers}"
-            )
+            raise CheckpointError(f"layer types name {len(self.layer_kinds)} layers, the model has {self.num_layers}")
         if "sliding" in self.layer_kinds and (self.sliding_window or 0) <= 0:
             raise CheckpointError(f"sliding layers need a positive sliding_window, got {self.sliding_window}")
         unrotated = set() if self.learned_positions else set(self.layer_kinds) - set(self.ropes)

@@ -28,13 +28,15 @@ class UnitRMSNorm(nn.RMSNorm):
     """RMSNorm whose stored weight is the difference from one (Gemma)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Values of any shape, normalised over the last dimension."""
         return nn.functional.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
 
 
 def norm(config: DecoderConfig, size: int) -> nn.Module:
     """The normalisation that `config.norm` names, over the last `size` values."""
     kinds = {"rms": nn.RMSNorm, "rms_plus_one": UnitRMSNorm, "layer": nn.LayerNorm}
-    return kinds[config.norm](size, eps=config.norm_eps)
+    made: nn.Module = kinds[config.norm](size, eps=config.norm_eps)
+    return made
 
 
 class Linear(nn.Module):
@@ -46,6 +48,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
@@ -111,7 +114,7 @@ class Frame(nn.Module):
         mask = (column < 0) | (is_new & torch.gather(ancestors, 1, slot.expand(rows, capacity)))
         if kind == "sliding":
             offset = torch.where(is_new, depth[slot], column)  # position of each cache row, relative to past_len
-            mask = mask & (depth[:, None] - offset < self.config.sliding_window)
+            mask = mask & (depth[:, None] - offset < (self.config.sliding_window or 0))
         return mask[None, None]
 
 
@@ -133,11 +136,11 @@ class Attention(nn.Module):
         num_q, num_kv = config.num_heads, config.num_kv_heads
         heads = self.qkv(x).view(1, -1, num_q + 2 * num_kv, config.head_dim).transpose(1, 2)
         if config.qk_norm:
-            query, key, value = heads.split([num_q, num_kv, num_kv], 1)
+            query, key, value = torch.split(heads, [num_q, num_kv, num_kv], 1)
             query, key = rotate(self.q_norm(query), rows), rotate(self.k_norm(key), rows)
         else:  # one rotation for both: a node less in each layer
-            both, value = heads.split([num_q + num_kv, num_kv], 1)
-            query, key = rotate(both, rows).split([num_q, num_kv], 1)
+            both, value = torch.split(heads, [num_q + num_kv, num_kv], 1)
+            query, key = torch.split(rotate(both, rows), [num_q, num_kv], 1)
         key = tensor_scatter(past_key, key, rows.write)
         value = tensor_scatter(past_value, value, rows.write)
         out, *_ = torch.onnx.ops.attention(query, key, value, rows.mask, scale=config.attention_scale)
@@ -156,7 +159,8 @@ class Compaction(nn.Module):
 
     def forward(self, past: Tensor, keep: Tensor, write: Tensor) -> Tensor:
         """`past` `[1, heads, C, D]` with its rows `keep` int64 `[A]` copied to those from `write` int64 `[1]` on."""
-        return tensor_scatter(past, past.index_select(2, keep), write)
+        moved: Tensor = tensor_scatter(past, past.index_select(2, keep), write)
+        return moved
 
 
 class MLP(nn.Module):
@@ -172,10 +176,13 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[1, T, H]` to the same."""
         wide = self.up(x)
-        if not self.config.gated_mlp:
-            return self.down(self._activate(wide))
-        gate, up = wide.chunk(2, -1)
-        return self.down(self._activate(gate) * up)
+        if self.config.gated_mlp:
+            gate, up = wide.chunk(2, -1)
+            wide = self._activate(gate) * up
+        else:
+            wide = self._activate(wide)
+        result: Tensor = self.down(wide)
+        return result
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.config.activation == "silu":

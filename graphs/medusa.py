@@ -27,9 +27,7 @@ class MedusaHeads(nn.Module):
         # All heads read the same row, so the first blocks of all are a single product.
         self.first = nn.Parameter(torch.zeros(hidden_size, num_heads * hidden_size))
         # One parameter a layer: slicing a larger one would cost a node of the graph each.
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.zeros(num_heads, 1, hidden_size)) for _ in range(num_layers)
-        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_heads, 1, hidden_size)) for _ in range(num_layers))
         self.later = nn.ParameterList(
             nn.Parameter(torch.zeros(num_heads, hidden_size, hidden_size)) for _ in range(num_layers - 1)
         )

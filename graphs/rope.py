@@ -47,14 +47,10 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
-            raise CheckpointError(
-                f"RoPE type {self.kind!r} is not supported; use one of {', '.join(ROPE_KINDS)}"
-            )
+            raise CheckpointError(f"RoPE type {self.kind!r} is not supported; use one of {', '.join(ROPE_KINDS)}")
         missing = [name for name in _REQUIRED[self.kind] if name not in self.parameters]
         if missing:
-            raise CheckpointError(
-                f"RoPE type {self.kind!r} lacks {', '.join(missing)}; add it to rope_parameters"
-            )
+            raise CheckpointError(f"RoPE type {self.kind!r} lacks {', '.join(missing)}; add it to rope_parameters")
         if self.dim <= 0 or self.dim % 2:
             raise CheckpointError(f"RoPE needs an even number of dimensions, got {self.dim}; check head_dim")
         if self.factors and len(self.factors) != self.dim // 2:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -128,7 +129,8 @@ class Bundle:
         for graph in self.manifest.graphs:
             if graph.role == role:
                 return self.file(graph.path)
-        raise BundleError(f"{self.path} has no {role!r} graph; it holds {[graph.role for graph in self.manifest.graphs]}")
+        held = ", ".join(graph.role for graph in self.manifest.graphs)
+        raise BundleError(f"{self.path} has no {role!r} graph, only {held}; export the model again")
 
     def verify(self) -> None:
         """Checks the hash of every file.
@@ -138,7 +140,9 @@ class Bundle:
         """
         for name, info in self.manifest.files.items():
             if sha256(self.path / name) != info.sha256:
-                raise BundleError(f"{self.path / name} is not the file that was exported (SHA-256 differs); export again")
+                raise BundleError(
+                    f"{self.path / name} is not the file that was exported (SHA-256 differs); export again"
+                )
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -193,7 +197,9 @@ def sha256(path: Path) -> str:
 def describe_files(path: Path) -> dict[str, FileInfo]:
     """Size and hash of every file below `path`, the manifest excepted."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
-    return {file.relative_to(path).as_posix(): FileInfo(size=file.stat().st_size, sha256=sha256(file)) for file in files}
+    return {
+        file.relative_to(path).as_posix(): FileInfo(size=file.stat().st_size, sha256=sha256(file)) for file in files
+    }
 
 
 def cache_folder() -> Path:
@@ -258,12 +264,12 @@ def _parse(kind: Any, raw: Any, where: str) -> Any:
     """`raw` JSON as the type `kind`: dataclasses, tuples, mappings, scalars and unions of them."""
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, raw, where)
-    origin, arguments = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(raw, list):
         return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
-    if origin is not None and origin is not tuple and isinstance(raw, dict):
+    if origin is Mapping and isinstance(raw, dict):
         return {key: _parse(arguments[1], value, f"{where}.{key}") for key, value in raw.items()}
-    if origin is None and arguments:  # a union with None
+    if type(None) in arguments:
         return None if raw is None else _parse(arguments[0], raw, where)
     if kind is float and type(raw) is int:
         return float(raw)

@@ -52,7 +52,9 @@ class Decoder:
         self._make_compaction = compaction
         self._compaction: Engine | None = None
         self._limit = capacity + MAX_ROWS
-        self._caches = [name.removeprefix("past_") for name in engine.inputs if name.startswith("past_") and "." in name]
+        self._caches = [
+            name.removeprefix("past_") for name in engine.inputs if name.startswith("past_") and "." in name
+        ]
         self._candidates = int(engine.outputs["topk_ids"].shape[1])
         self._hidden_size = int(engine.outputs["hidden"].shape[1])
         self._rows = 0
@@ -70,9 +72,7 @@ class Decoder:
             raise RequestError(f"cannot go back to {length} rows; {self.past_len} are in the cache")
         self.past_len = length
 
-    def step(
-        self, tokens: Ints, ancestors: npt.NDArray[np.bool_], depth: Ints, logit_rows: Ints
-    ) -> StepOutput:
+    def step(self, tokens: Ints, ancestors: npt.NDArray[np.bool_], depth: Ints, logit_rows: Ints) -> StepOutput:
         """Computes `T` rows behind the committed ones; they stay uncommitted.
 
         Args:
@@ -93,10 +93,10 @@ class Decoder:
         engine.input("logit_rows", (len(logit_rows),))[:] = logit_rows
         wanted, k = len(logit_rows), self._candidates
         output = StepOutput(
-            engine.output("topk_ids", (wanted, k)),  # type: ignore[arg-type]
-            engine.output("topk_logits", (wanted, k)),  # type: ignore[arg-type]
-            engine.output("logsumexp", (wanted,)),  # type: ignore[arg-type]
-            engine.output("hidden", (rows, self._hidden_size)),  # type: ignore[arg-type]
+            engine.output("topk_ids", (wanted, k)),
+            engine.output("topk_logits", (wanted, k)),
+            engine.output("logsumexp", (wanted,)),
+            engine.output("hidden", (rows, self._hidden_size)),
         )
         engine.run()
         return output

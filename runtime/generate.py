@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from time import perf_counter
 from typing import Final
 
@@ -113,7 +114,8 @@ class Loop:
     def _rows(self, output: StepOutput, *, last_row_only: bool = False) -> Rows:
         def full(node: int) -> Floats:
             row = len(output.hidden) - 1 if last_row_only else node
-            return self.full_logits(output.hidden[row : row + 1])[0]
+            logits: Floats = self.full_logits(output.hidden[row : row + 1])[0]
+            return logits
 
         return Rows(output.topk_ids, output.topk_logits, output.logsumexp, full)
 
@@ -128,7 +130,7 @@ class Loop:
             self.trace.margins.append(float(rows.logits[node, 0] - rows.logits[node, 1]))
 
     def _record(self, times: list[float], proposal: Proposal, depth: int, emitted: int, drafted: bool) -> None:
-        stages = tuple(after - before for before, after in zip(times, times[1:], strict=False))
+        stages = tuple(after - before for before, after in pairwise(times))
         num_rows = proposal.tree.num_nodes
         self.pacer.record(num_rows, emitted, stages[1], times[-1] - times[0], drafted=drafted)
         trace = self.trace

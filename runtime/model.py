@@ -6,8 +6,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from seqrt.errors import RequestError
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate
@@ -221,7 +219,7 @@ class Model:
     def _full_logits(self, hidden: Floats) -> Floats:
         engine = self._engine("logits")
         engine.input("hidden", hidden.shape)[:] = hidden
-        logits: Floats = engine.output("logits", (len(hidden), self._info.vocab_size))  # type: ignore[assignment]
+        logits: Floats = engine.output("logits", (len(hidden), self._info.vocab_size))
         engine.run()
         return logits
 

@@ -29,7 +29,7 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-probability."""
+        """Exp of the mean negative log-probability."""
         return math.exp(-float(self.log_probabilities.mean()))
 
 

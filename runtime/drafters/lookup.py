@@ -5,6 +5,8 @@ occurrence. Needs no training, and wins where answers copy: summaries, extractio
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Final
 
 import numpy as np
@@ -42,10 +44,9 @@ class LookupDrafter:
             if start is not None:
                 draft = self._copy(start, max_nodes - 1)
                 self._match = size
-                rate = self._acceptance[size - 1]
                 # A token that was accepted makes the match one longer: acceptance rises along the chain.
                 rates = [self._acceptance[min(size + i, MAX_NGRAM) - 1] for i in range(len(draft))]
-                return Proposal(Tree.chain([root, *draft]), np.cumprod([1.0, *([rate] + rates[1:] if rates else [])]))
+                return Proposal(Tree.chain([root, *draft]), np.array([*accumulate([1.0, *rates], mul)]))
         self._match = 0
         return Proposal.nothing(root)
 

@@ -49,7 +49,7 @@ class MedusaDrafter:
         """The `max_nodes` most probable nodes of the template, most probable first."""
         self.engine.run()
         template, count = self.template, min(max_nodes, self.template.num_nodes)
-        tree = template.fill(root, self._ids)  # type: ignore[arg-type]
+        tree = template.fill(root, self._ids)
         probability = self._probabilities()
         if count == template.num_nodes:
             order = np.argsort(-probability, kind="stable")
@@ -72,7 +72,9 @@ class MedusaDrafter:
                 return
             expected = float(probability[below].sum() / probability[path[depth - 1]])
             ratio = (depth < len(path)) / max(expected, 0.05)
-            moved = _DECAY * self._calibration[depth - 1] + (1 - _DECAY) * min(ratio, 2.0) * self._calibration[depth - 1]
+            moved = (
+                _DECAY * self._calibration[depth - 1] + (1 - _DECAY) * min(ratio, 2.0) * self._calibration[depth - 1]
+            )
             self._calibration[depth - 1] = min(max(moved, 0.2), 1.5)
 
     def _probabilities(self) -> npt.NDArray[np.float64]:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from seqrt.runtime.engines import Array, TensorInfo
+from seqrt.errors import EngineError
+from seqrt.runtime.engines import Array, Engine, TensorInfo
 
 
 class FunctionEngine:
@@ -43,8 +44,10 @@ class FunctionEngine:
             if old is not None:
                 self._states[past][tuple(slice(size) for size in old.shape)] = old
 
-    def share_state(self, owner: "FunctionEngine") -> None:
+    def share_state(self, owner: Engine) -> None:
         """Uses the state of `owner`."""
+        if not isinstance(owner, FunctionEngine):
+            raise EngineError(f"a function cannot share the buffers of {type(owner).__name__}")
         self._states |= owner._states
 
     def run(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.errors import EngineError
-from seqrt.runtime.engines import Array, TensorInfo
+from seqrt.runtime.engines import Array, Engine, TensorInfo
 
 _DTYPES: Final = {
     "tensor(float)": np.float32,
@@ -75,8 +75,14 @@ class OrtEngine:
             view[tuple(slice(size) for size in old.shape)] = old
         self._bind_state(past, present, view)
 
-    def share_state(self, owner: "OrtEngine") -> None:
-        """Binds the caches of `owner`, which must be on ONNX Runtime too."""
+    def share_state(self, owner: Engine) -> None:
+        """Binds the caches of `owner`.
+
+        Raises:
+            EngineError: it is another kind of engine, whose buffers are out of reach.
+        """
+        if not isinstance(owner, OrtEngine):
+            raise EngineError(f"ONNX Runtime cannot share the buffers of {type(owner).__name__}")
         for (past, present), view in owner._states.items():
             self._bind_state(past, present, view)
 

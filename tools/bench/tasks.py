@@ -56,7 +56,9 @@ class Sums:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-def measure(model: Model, prompts: Sequence[Prompt], drafts: Sequence[str], max_new_tokens: int) -> dict[str, dict[str, Sums]]:
+def measure(
+    model: Model, prompts: Sequence[Prompt], drafts: Sequence[str], max_new_tokens: int
+) -> dict[str, dict[str, Sums]]:
     """Sums by task and drafter; the task "all" holds everything."""
     sums: dict[str, dict[str, Sums]] = defaultdict(lambda: {name: Sums() for name in drafts})
     for number, prompt in enumerate(track([*prompts[:WARM_UP], *prompts], console=Console(stderr=True))):
@@ -86,12 +88,16 @@ def _rotated(names: Sequence[str], by: int) -> Iterable[str]:
 
 def show(sums: dict[str, dict[str, Sums]], drafts: Sequence[str]) -> Table:
     """A row a task."""
-    table = Table("task", "prompts", "none tok/s", *(f"{name}: tokens/step, speed-up" for name in drafts if name != PLAIN))
+    table = Table(
+        "task", "prompts", "none tok/s", *(f"{name}: tokens/step, speed-up" for name in drafts if name != PLAIN)
+    )
     for task in [*sorted(set(sums) - {"all"}), "all"]:
         row = sums[task]
         plain = row[PLAIN].tokens_per_second
         cells = [
-            f"{_per_step(row[name]):.2f}  {row[name].tokens_per_second / plain:.2f}x" for name in drafts if name != PLAIN
+            f"{_per_step(row[name]):.2f}  {row[name].tokens_per_second / plain:.2f}x"
+            for name in drafts
+            if name != PLAIN
         ]
         table.add_row(task, str(row[PLAIN].prompts), f"{plain:.1f}", *cells)
     return table

@@ -22,6 +22,7 @@ class Seqrt:
 
     def generate(self, token_ids: list[int], max_new_tokens: int) -> Generation:
         """Decode greedily; whatever is not prefill counts as decoding."""
+        self.model.forget()  # the other peers start from an empty cache too
         start_s = time.perf_counter()
         result = self.model.generate(token_ids, draft=self.draft, max_new_tokens=max_new_tokens, raw=True)
         total_s = time.perf_counter() - start_s
@@ -29,7 +30,7 @@ class Seqrt:
 
     def score(self, token_ids: list[int]) -> float:
         """Score with the bundle's own scoring."""
-        return -float(np.mean(self.model.score(token_ids)))
+        return -float(np.mean(self.model.score(token_ids).log_probabilities))
 
 
 def load(options: dict[str, Any]) -> Seqrt:
