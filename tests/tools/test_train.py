@@ -442,3 +442,16 @@ def test_whole_run_ships_heads_tree_and_tables(base: Llama, tmp_path: Path) -> N
     for name, tensor in trained.heads.state_dict().items():
         torch.testing.assert_close(state[name], tensor, atol=2e-3, rtol=1e-3)
     assert tables.count("| others |") == 3
+
+
+def test_shipped_heads_are_complete() -> None:
+    folder = Path(zoo.__file__).parents[1] / "zoo" / "smollm2-135m-medusa"
+    config = json.loads((folder / "config.json").read_text())
+    state, token_map = zoo.read_heads(folder)
+    heads = Heads(config["num_heads"], config["num_layers"], config["hidden_size"])
+    heads.load_state_dict(state)
+    assert len(token_map) == len(set(token_map.tolist())) == config["truncated_vocab_size"]
+    assert int(token_map.max()) < config["vocab_size"]
+    found = json.loads((folder / "tree.json").read_text())
+    assert found["paths"] == tree.digits(tree.best_first(found["accuracy"], zoo.TREE_NODES))
+    assert (folder / "model.safetensors").stat().st_size < 5e6

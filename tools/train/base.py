@@ -151,7 +151,9 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, An
     )
     state = {}
     for tensor in reader.tensors:
-        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+        weight = torch.tensor(
+            dequantize(tensor.data, tensor.tensor_type)
+        )  # a copy: the file is mapped read-only
         if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             weight = _half_rotation(weight, num_heads if "attn_q" in tensor.name else num_kv_heads)
         state[tensor.name] = weight

@@ -63,9 +63,9 @@ def read_heads(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
 
 def write_tree(folder: Path, accuracy: Sequence[Sequence[float]]) -> list[tree.Path]:
     """Write ``tree.json``: the best static tree for these accuracies, best node first, and the accuracies."""
-    paths = tree.best_first(accuracy, TREE_NODES)
-    rounded = [[round(value, 4) for value in row] for row in accuracy]
-    text = json.dumps({"paths": tree.digits(paths), "accuracy": rounded}, indent=None)
+    rounded = [[round(share, 4) for share in row] for row in accuracy]
+    paths = tree.best_first(rounded, TREE_NODES)
+    text = json.dumps({"paths": tree.digits(paths), "accuracy": rounded})
     (folder / "tree.json").write_text(text + "\n", encoding="utf-8")
     return paths
 
