@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from seqrt.runtime.decoder import Decoder, Floats, StepOutput
+from seqrt.runtime.decoder import MAX_ROWS, Decoder, Floats, StepOutput
 from seqrt.runtime.drafters import Drafter, Proposal
 from seqrt.runtime.history import History
 from seqrt.runtime.pacing import Pacer
@@ -105,9 +105,11 @@ class Loop:
 
     def _draft(self, root: int) -> tuple[Proposal, bool]:
         """What to verify next, and whether the drafter was asked."""
-        if self.drafter is None or not self.pacer.drafts():
+        # Towards the capacity the tree shrinks to the root: the model may have no positions beyond.
+        room = min(self.decoder.capacity - self.decoder.past_len, MAX_ROWS)
+        if self.drafter is None or room < 2 or not self.pacer.drafts():
             return Proposal.nothing(root), False
-        proposal = self.drafter.propose(root, self.pacer.max_rows)
+        proposal = self.drafter.propose(root, min(self.pacer.max_rows, room))
         count = self.pacer.choose(proposal.probability)
         return proposal.truncated(count), True
 
