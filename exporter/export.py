@@ -179,6 +179,8 @@ def _fill_heads(heads: Heads, store: WeightStore, quantize: Method) -> ir.Graph:
     name = heads.info.name
     state = {key: value.numpy() for key, value in heads.module.state_dict().items()}
     blocks = {key: kept for key in ("first", "output") if (kept := _head_blocks(state[key], quantize)) is not None}
+    for key, kept in blocks.items():  # the module is what the graph is checked against
+        heads.module.get_parameter(key).data = torch.from_numpy(np.ascontiguousarray(kept.dequantize().T))
     for key in list(graph.initializers):
         if key in state and key not in blocks:
             value = graph.initializers[key]

@@ -46,11 +46,11 @@ def _hidden_states(decoder: Decoder, token_ids: Sequence[int]) -> list[tuple[int
     config, tokens = decoder.config, torch.tensor(token_ids)
     shape = (1, config.num_kv_heads, len(tokens), config.head_dim)
     past = [(torch.zeros(shape), torch.zeros(shape)) for _ in config.layer_kinds]
-    nothing, chunks = torch.zeros(0, dtype=torch.int64), []
+    chunks: list[tuple[int, torch.Tensor]] = []
     for start in range(0, len(tokens), _ROWS):
         chunk = tokens[None, start : start + _ROWS]
         rows = torch.arange(chunk.shape[1])
         mask = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()
-        *_, hidden, past = decoder(chunk, mask, rows, torch.tensor([start]), rows[-1:], nothing, past)
+        *_, hidden, past = decoder(chunk, mask, rows, torch.tensor([start]), rows[-1:], past)
         chunks.append((start, hidden))
     return chunks
