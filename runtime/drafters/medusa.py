@@ -80,7 +80,7 @@ class MedusaDrafter:
     def _probabilities(self) -> npt.NDArray[np.float64]:
         """Float64 `[nodes of the template]`: product of the calibrated head probabilities along each path."""
         table = np.exp(self._log.astype(np.float64)) * self._calibration[:, None]
-        np.minimum(table, 0.99, out=table)  # a child may tie with its parent, but never come first
+        np.clip(table, 1e-9, 0.99, out=table)  # below 1 and above 0, so that a child always comes after its parent
         own = np.ones(self.template.num_nodes)
         own[1:] = table[self._depth_index, self._rank_index]
         for nodes in self._level[1:]:
