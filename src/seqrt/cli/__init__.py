@@ -4,7 +4,9 @@ Exit codes: 0 success; 1 failure; 2 an unknown option or a value out of range; 1
 one line on stderr; `--debug` adds the traceback.
 """
 
+import contextlib
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -13,15 +15,8 @@ from typing import Final
 
 import typer
 
-from seqrt.cli.chat import chat
 from seqrt.cli.common import State
 from seqrt.cli.console import fail
-from seqrt.cli.doctor import doctor
-from seqrt.cli.export import export
-from seqrt.cli.inspect import inspect
-from seqrt.cli.profile import profile
-from seqrt.cli.run import run
-from seqrt.cli.verify import verify
 from seqrt.errors import SeqrtError
 
 __all__ = ["main"]
@@ -30,7 +25,7 @@ FAILURE: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 
-_COMMANDS: Final = (export, run, chat, profile, verify, inspect, doctor)
+_COMMANDS: Final = ("export", "run", "chat", "profile", "verify", "inspect", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,8 +52,9 @@ def _app() -> typer.Typer:
         rich_markup_mode=None,
         help="Export sequence models and their draft heads, and run them without torch.",
     )
-    for command in _COMMANDS:
-        app.command(command.__name__, epilog=getattr(command, "epilog", None))(command)
+    for name in _COMMANDS:
+        command = getattr(importlib.import_module(f"seqrt.cli.{name}"), name)
+        app.command(name, epilog=command.epilog)(command)
     app.callback()(_about)
     return app
 
@@ -72,9 +68,7 @@ def _version(value: bool) -> None:
 
 
 def _about(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Export sequence models and their draft heads, and run them without torch."""
 
@@ -117,7 +111,8 @@ def _report_os(error: OSError) -> int:
     """A file or stream failed: a pipe that nobody reads any more, a full disk, a forbidden place."""
     if error.errno in (errno.EPIPE, errno.ENOSPC):
         # What is still buffered would fail again when the interpreter closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:
         fail("the output was closed before everything was written")
         return FAILURE

@@ -24,9 +24,7 @@ _HELP: Final = "/reset forgets the conversation, /exit or Ctrl-D ends, Ctrl-C st
 def chat(
     bundle: BundlePath,
     options: Options,
-    system: Annotated[
-        str | None, typer.Option(help="What the model is told first.", show_default=False)
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
     backend: Backend = "cpu",
     threads: Threads = 0,
     as_json: Json = False,
@@ -72,7 +70,7 @@ def _ask() -> str | None:
         return None
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"the input is not valid UTF-8 (byte 0x{error.object[error.start]:02x})"
+            f"the input is not valid UTF-8 (byte 0x{error.object[error.start]:02x}); type or pipe UTF-8"
         ) from error
 
 

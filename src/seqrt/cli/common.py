@@ -39,9 +39,7 @@ PromptFile = Annotated[
 ]
 Drafts = Annotated[
     list[str] | None,
-    typer.Option(
-        "--draft", metavar="NAME", help="Drafter; repeat for several. All of the bundle if none is given."
-    ),
+    typer.Option("--draft", metavar="NAME", help="Drafter; repeat for several. All of the bundle if none is given."),
 ]
 
 # Field of Options: type on the command line, metavar and help. Order is that of --help.
@@ -174,12 +172,8 @@ def _parameter(name: str, default: object) -> inspect.Parameter:
     if name == "adaptive":
         flag += "/--no-adaptive"
     shown = default if default not in ((), {}) else None
-    option = typer.Option(
-        flag, metavar=metavar, help=text, show_default=shown is not None and kind is not bool
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=Annotated[kind, option]
-    )
+    option = typer.Option(flag, metavar=metavar, help=text, show_default=shown is not None and kind is not bool)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=Annotated[kind, option])
 
 
 def _set_debug(context: typer.Context, value: bool) -> bool:

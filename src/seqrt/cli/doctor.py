@@ -13,9 +13,7 @@ import typer
 from seqrt.cli.common import Json, command
 from seqrt.cli.console import emit, fail
 
-_PROBE: Final = Path(__file__).with_name(
-    "opset24.onnx"
-)  # one TensorScatter; made by tests/cli/test_doctor.py
+_PROBE: Final = Path(__file__).with_name("opset24.onnx")  # one TensorScatter; made by tests/cli/test_doctor.py
 _EXPORT: Final = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "gguf")
 
 
@@ -88,9 +86,7 @@ def _opset() -> Condition:
     except EngineError as error:
         return Condition("opset 24", "failed", str(error), advice)
     if present.ravel().tolist() != [0, 1]:
-        return Condition(
-            "opset 24", "failed", f"TensorScatter gave {present.ravel().tolist()}, not [0, 1]", advice
-        )
+        return Condition("opset 24", "failed", f"TensorScatter gave {present.ravel().tolist()}, not [0, 1]", advice)
     return Condition("opset 24", "ok", "TensorScatter runs")
 
 

@@ -41,9 +41,7 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     heads: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PATH", help="Draft heads, by the name that --draft takes; repeat for several."
-        ),
+        typer.Option(metavar="[NAME=]PATH", help="Draft heads, by the name that --draft takes; repeat for several."),
     ] = None,
     quantize: Annotated[
         Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks.")
@@ -93,9 +91,7 @@ def export(
             }
         )
         return
-    print(
-        f"{bundle}: {report.name}, quantization {quantize.value}, {num_bytes / 1e6:.1f} MB, {seconds:.1f} s"
-    )
+    print(f"{bundle}: {report.name}, quantization {quantize.value}, {num_bytes / 1e6:.1f} MB, {seconds:.1f} s")
     _print(report, measured)
 
 
@@ -127,9 +123,7 @@ def _head_paths(texts: Sequence[str]) -> dict[str, Path]:
                 f"--heads {text}: {name!r} cannot be a name; give letters, digits, - or _, not {_RESERVED}"
             )
         if name in paths:
-            raise RequestError(
-                f"--heads {text}: the name {name!r} is taken; give each heads a NAME=PATH of its own"
-            )
+            raise RequestError(f"--heads {text}: the name {name!r} is taken; give each heads a NAME=PATH of its own")
         paths[name] = Path(path)
     return paths
 

@@ -48,15 +48,9 @@ def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
     if manifest.quality is not None:
         quality = manifest.quality
         lines.append(("perplexity", f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"))
-        lines.append(
-            ("agreement", f"{quality.top1_agreement:.3f} of {quality.tokens} top tokens are the source's")
-        )
+        lines.append(("agreement", f"{quality.top1_agreement:.3f} of {quality.tokens} top tokens are the source's"))
     for graph in manifest.graphs:
-        lines.append(
-            (f"graph {graph.role}"[:13], f"{graph.path}: {graph.dtype}, opset {graph.opset}, {graph.profile}")
-        )
+        lines.append((f"graph {graph.role}"[:13], f"{graph.path}: {graph.dtype}, opset {graph.opset}, {graph.profile}"))
     for head in manifest.heads:
-        lines.append(
-            (f"draft {head.name}"[:13], f"{head.kind}: {head.num_heads} heads, {head.top_k} candidates each")
-        )
+        lines.append((f"draft {head.name}"[:13], f"{head.kind}: {head.num_heads} heads, {head.top_k} candidates each"))
     return lines

@@ -63,9 +63,7 @@ def _settings(options: Options) -> dict[str, object]:
     """What the user may have changed; the drafter is a matter of the rows."""
     values = dataclasses.asdict(options)
     del values["draft"], values["log_probabilities"]
-    values["logit_bias"] = {
-        token: str(bias) for token, bias in options.logit_bias.items()
-    }  # JSON has no -inf
+    values["logit_bias"] = {token: str(bias) for token, bias in options.logit_bias.items()}  # JSON has no -inf
     return values
 
 

@@ -39,9 +39,7 @@ def run(
     results: list[dict[str, object]] = []
     interrupted = False
     answers = (
-        (asked, turn, stream)
-        for asked in conversations
-        for turn, stream in enumerate(play(model, asked, options))
+        (asked, turn, stream) for asked in conversations for turn, stream in enumerate(play(model, asked, options))
     )
     for asked, turn, stream in answers:
         interrupted = _show(stream, quiet=as_json)

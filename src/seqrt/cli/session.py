@@ -41,10 +41,7 @@ def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> li
     """
     heads = {head.name for head in model.bundle.manifest.heads}
     chosen = list(dict.fromkeys(["none", *(names or model.drafts)]))
-    every = [
-        dataclasses.replace(options, draft=name, tree=options.tree if name in heads else None)
-        for name in chosen
-    ]
+    every = [dataclasses.replace(options, draft=name, tree=options.tree if name in heads else None) for name in chosen]
     for one in every:
         _check(model, one)
     _warn(options)
@@ -62,16 +59,12 @@ def prompts_of(file: Path | None) -> list[Prompt]:
 
 def _check(model: "Model", options: Options) -> None:
     if options.draft not in model.drafts:
-        raise RequestError(
-            f"--draft {options.draft} is not in this bundle; choose one of {', '.join(model.drafts)}"
-        )
+        raise RequestError(f"--draft {options.draft} is not in this bundle; choose one of {', '.join(model.drafts)}")
     head = next((head for head in model.bundle.manifest.heads if head.name == options.draft), None)
     if options.tree is not None and head is not None:
         check_tree(options.tree, head.num_heads, head.top_k)
     elif options.tree is not None:
-        raise RequestError(
-            f"--tree needs draft heads, --draft {options.draft} has none; name the heads with --draft"
-        )
+        raise RequestError(f"--tree needs draft heads, --draft {options.draft} has none; name the heads with --draft")
 
 
 def _warn(options: Options) -> None:

@@ -56,9 +56,7 @@ class Tally:
             self.first_mismatch = where | dataclasses.asdict(found)
 
 
-@command(
-    "seqrt verify smollm2 --draft lookup --draft medusa", without=_LEFT_OUT, defaults={"max_new_tokens": 64}
-)
+@command("seqrt verify smollm2 --draft lookup --draft medusa", without=_LEFT_OUT, defaults={"max_new_tokens": 64})
 def verify(
     bundle: BundlePath,
     options: Options,
@@ -70,8 +68,9 @@ def verify(
 ) -> None:
     """Check that drafting changes no answer.
 
-    Greedy answers with and without drafting are compared; the exit code is 1 when one differs. A prompt counts
-    as a tie when, at the first token that differs, the plain run's best two log-probabilities lie within 0.001.
+    Greedy answers with and without drafting are compared; the exit code is 1 when one differs. A prompt
+    counts as a tie when, at the first token that differs, the plain run's best two log-probabilities lie
+    within 0.001.
     """
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
@@ -130,8 +129,7 @@ def _report(tallies: Sequence[Tally], *, as_json: bool) -> None:
     firsts = [tally.first_mismatch for tally in tallies if tally.first_mismatch is not None]
     if as_json:
         total = {
-            name: sum(getattr(tally, name) for tally in tallies)
-            for name in ("prompts", "tokens", "mismatches", "ties")
+            name: sum(getattr(tally, name) for tally in tallies) for name in ("prompts", "tokens", "mismatches", "ties")
         }
         rate = total["mismatches"] / max(total["prompts"], 1)
         rows = [dataclasses.asdict(tally) for tally in tallies]
