@@ -12,7 +12,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-_DECAY: Final = 0.9
+_DECAY: Final = 0.9  # of the running cost when a step took longer
+_DECAY_DOWN: Final = 0.6  # and when it took less
+_REFRESH: Final = 48  # drafted steps after which a plain step is measured again: what it is judged by must be fresh
 _PRIOR_ROW: Final = 0.12  # cost of a further row before any is measured, in plain steps: optimistic, so it is tried
 _TRIAL_STEPS: Final = 12  # drafted steps before drafting is judged
 _FIRST_PAUSE: Final = 24
@@ -38,19 +40,22 @@ class Pacer:
     _trial_tokens: int = 0
     _trial_seconds: float = 0.0
     _trial_steps: int = 0
+    _since_plain: int = 0
 
     def drafts(self) -> bool:
         """Whether the next step should be drafted."""
-        if not self.adaptive or self._pause == 0:
+        if not self.adaptive or (self._pause == 0 and self._since_plain < _REFRESH):
             return True
-        self._pause -= 1
+        self._pause = max(self._pause - 1, 0)
         return False
 
     def choose(self, probability: npt.NDArray[np.float64]) -> int:
         """How many of the proposed nodes to verify: those that bring in more than their rows cost."""
         most = min(len(probability), self.max_rows)
-        if not self.adaptive or most == 1 or 1 not in self.seconds:
-            return most if not self.adaptive else min(most, 2)
+        if not self.adaptive or most == 1:
+            return most
+        if 1 not in self.seconds:
+            return 1  # nothing can be judged before a plain step has been measured
         gain = np.cumsum(probability[:most])
         cost = np.array([self.cost(rows) for rows in range(1, most + 1)])
         rate = max(1.0 / self.seconds[1], self._rate())
@@ -76,9 +81,12 @@ class Pacer:
     def record(self, rows: int, emitted: int, step_seconds: float, total_seconds: float, *, drafted: bool) -> None:
         """A step ended: its rows, the tokens it emitted, its own time and that of the whole round."""
         old = self.seconds.get(rows)
-        # An outlier (another process took the core) must not drive the choice for long: it counts at most double.
+        # An outlier (another process took the core) must not drive the choice for long: it counts at most double,
+        # and as noise only ever adds to a time, a shorter one is believed sooner than a longer one.
         new = step_seconds if old is None else min(step_seconds, 2 * old)
-        self.seconds[rows] = new if old is None else _DECAY * old + (1 - _DECAY) * new
+        decay = _DECAY if old is None or new > old else _DECAY_DOWN
+        self.seconds[rows] = new if old is None else decay * old + (1 - decay) * new
+        self._since_plain = 0 if rows == 1 else self._since_plain + 1
         if not drafted:
             return
         self._trial_tokens += emitted
