@@ -7,6 +7,8 @@ an output layer: its own, the base model's, or some rows of it (a reduced draft 
 import torch
 from torch import Tensor, nn
 
+from seqrt.graphs.ops import log_sum_exp
+
 
 class MedusaHeads(nn.Module):
     """All heads at once: `[1, H]` to candidates and their log-probabilities, `[heads, k]` each.
@@ -43,4 +45,4 @@ class MedusaHeads(nn.Module):
             z = z + nn.functional.silu(z @ weight + bias)
         logits = (z @ self.output)[:, 0]
         top = torch.topk(logits, self.top_k)
-        return self.tokens[top.indices], top.values - torch.logsumexp(logits, -1, keepdim=True)
+        return self.tokens[top.indices], top.values - log_sum_exp(logits, top.values[:, :1])

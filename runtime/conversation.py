@@ -75,6 +75,5 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the prompt has half a character ({text[error.start]!r}) at {error.start};"
-            " give text that UTF-8 can hold"
+            f"the prompt has half a character ({text[error.start]!r}) at {error.start}; give text that UTF-8 can hold"
         ) from error

@@ -70,9 +70,7 @@ class Model:
         self.load_seconds = 0.0
         self._info = bundle.manifest.model
         self._engines: dict[str, OrtEngine] = {}
-        self._decoder = Decoder(
-            self._engine("decoder"), lambda: self._engine("compaction"), bundle.manifest.capacity
-        )
+        self._decoder = Decoder(self._engine("decoder"), lambda: self._engine("compaction"), bundle.manifest.capacity)
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[str, str | None], Drafter] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
@@ -174,6 +172,7 @@ class Model:
         drafter = self._drafter(options)
         loop = Loop(self._decoder, self._full_logits, sampler, verifier, drafter, self._pacer(options))
         loop.log_probabilities = [] if options.log_probabilities else None
+        self._decoder.min_rows = 2 if options.stable else 1
         limit = min(options.max_new_tokens, self.bundle.manifest.capacity - len(prompt))
         return Stream(
             loop=loop,
@@ -198,8 +197,11 @@ class Model:
             self._cached = self._cached[: self._decoder.past_len]
 
     def _reuse(self, prompt: list[int]) -> int:
-        """Goes back to the part of the cache that this prompt shares; at least one token is left to compute."""
-        most = min(len(self._cached), self._decoder.past_len, len(prompt) - 1)
+        """Goes back to the part of the cache that this prompt shares, and returns its length.
+
+        At least two tokens are left to compute: kernels for a single row round differently (see Decoder).
+        """
+        most = max(0, min(len(self._cached), self._decoder.past_len, len(prompt) - 2))
         shared = next((i for i in range(most) if self._cached[i] != prompt[i]), most)
         self._decoder.reset(shared)
         return shared
@@ -225,7 +227,9 @@ class Model:
 
     def _engine(self, role: str) -> OrtEngine:
         if role not in self._engines:
-            self._engines[role] = OrtEngine(self.bundle.graph(role), threads=self._threads)
+            # The decoder's threads spin between its steps; what runs between them must not bring more that do.
+            threads = self._threads if role in ("decoder", "logits") else 1
+            self._engines[role] = OrtEngine(self.bundle.graph(role), threads=threads, spin=role == "decoder")
         return self._engines[role]
 
     def _drafter(self, options: Options) -> Drafter | None:

@@ -22,9 +22,7 @@ class Penalties:
     penalty are OpenAI's and count the output only.
     """
 
-    def __init__(
-        self, sampling: Sampling, vocab_size: int, eos_ids: Collection[int], min_new_tokens: int
-    ) -> None:
+    def __init__(self, sampling: Sampling, vocab_size: int, eos_ids: Collection[int], min_new_tokens: int) -> None:
         """Prepare for a vocabulary; arguments and errors as in Sampler."""
         if min_new_tokens < 0:
             raise RequestError(f"--min-new-tokens is {min_new_tokens}; give 0 or more")
@@ -35,9 +33,7 @@ class Penalties:
         bias = sampling.logit_bias
         for token in bias:
             if not 0 <= token < vocab_size:
-                raise RequestError(
-                    f"--logit-bias names token {token}; the vocabulary has ids 0 to {vocab_size - 1}"
-                )
+                raise RequestError(f"--logit-bias names token {token}; the vocabulary has ids 0 to {vocab_size - 1}")
         self._bias: FloatArray | None = None
         if bias:
             self._bias = np.zeros(vocab_size)

@@ -49,9 +49,7 @@ class Measurement:
     ttft_ms: list[float] = field(default_factory=list)
     itl_ms: list[float] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
-    stages_ms: dict[str, list[float]] = field(
-        default_factory=lambda: {name: [] for name in (*STAGES, "host")}
-    )
+    stages_ms: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*STAGES, "host")})
     accepted: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, generation: Generation, setup_seconds: float) -> None:
@@ -175,9 +173,7 @@ def _play(model: Model, prompt: Prompt, options: Options) -> list[tuple[Generati
     return answers
 
 
-def _row(
-    one: Measurement, tree: str | None, num_prompts: int, num_bytes: int, plain: Measurement
-) -> dict[str, object]:
+def _row(one: Measurement, tree: str | None, num_prompts: int, num_bytes: int, plain: Measurement) -> dict[str, object]:
     step_ms = percentiles(one.step_ms)
     median_ms, speed = step_ms["p50"], plain.tokens_per_second
     return {

@@ -39,9 +39,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise RequestError(
-            f"prompts file {path} cannot be read: {error.strerror}; give a readable file"
-        ) from error
+        raise RequestError(f"prompts file {path} cannot be read: {error.strerror}; give a readable file") from error
     # Not splitlines: prompts may hold the other line ends of Unicode.
     lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
     if not lines:
@@ -56,8 +54,7 @@ def _prompt(line: bytes, is_json: bool, number: int, path: Path) -> Prompt:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"{where} is not UTF-8 (byte {error.start + 1}, 0x{line[error.start]:02x});"
-            " save the file as UTF-8"
+            f"{where} is not UTF-8 (byte {error.start + 1}, 0x{line[error.start]:02x}); save the file as UTF-8"
         ) from error
     if not is_json:
         return Prompt(turns=(text.removesuffix("\r"),), id=str(number))
@@ -71,9 +68,7 @@ def _prompt(line: bytes, is_json: bool, number: int, path: Path) -> Prompt:
 def _from_record(record: Any, number: int, where: str) -> Prompt:
     kinds = [kind for kind in _READERS if kind in record] if isinstance(record, dict) else []
     if len(kinds) != 1:
-        raise RequestError(
-            f"{where} must be an object with one of {', '.join(_READERS)}; it has {kinds or 'none'}"
-        )
+        raise RequestError(f"{where} must be an object with one of {', '.join(_READERS)}; it has {kinds or 'none'}")
     try:
         told = _READERS[kinds[0]](record[kinds[0]])
     except RequestError as error:

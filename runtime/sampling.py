@@ -154,8 +154,7 @@ class Sampler:
         row = rows.every(node)
         if len(row.ids) != self.vocab_size:
             raise EngineError(
-                f"the engine gave {len(row.ids)} logits for a vocabulary of {self.vocab_size};"
-                " export the bundle again"
+                f"the engine gave {len(row.ids)} logits for a vocabulary of {self.vocab_size}; export the bundle again"
             )
         return row
 
@@ -189,9 +188,7 @@ class Sampler:
             rest = (0.0 if s.top_k else low + below, high + below)
         return self._truncate(ids[:known], logits[:known], floor, rest)
 
-    def _truncate(
-        self, ids: IntArray, logits: FloatArray, floor: float, rest: tuple[float, float]
-    ) -> _Support:
+    def _truncate(self, ids: IntArray, logits: FloatArray, floor: float, rest: tuple[float, float]) -> _Support:
         """Temperature, top-p and min-p.
 
         Args:

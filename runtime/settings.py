@@ -51,17 +51,13 @@ class Sampling:
         r = self.repetition_penalty
         _require(0 < r < math.inf, "repetition_penalty", r, "a number above 0 (1 is off)")
         for name in ("frequency_penalty", "presence_penalty"):
-            _require(
-                math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number (0 is off)"
-            )
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number (0 is off)")
         for name in ("top_k", "no_repeat_ngram"):
             value = getattr(self, name)
             _require(value >= 0 and value == int(value), name, value, "a whole number from 0 (off)")
         _require(0 <= self.seed < 1 << 64, "seed", self.seed, "a whole number from 0 to 2**64 - 1")
         for token, bias in self.logit_bias.items():
-            _require(
-                bias < math.inf, "logit_bias", f"{bias} for token {token}", "a finite number, or -inf to ban"
-            )
+            _require(bias < math.inf, "logit_bias", f"{bias} for token {token}", "a finite number, or -inf to ban")
 
     @property
     def greedy(self) -> bool:

@@ -136,9 +136,7 @@ class StopMatcher:
     def __init__(self, stops: Collection[str]) -> None:
         """Look for these strings; none at all is allowed. RequestError when one is empty."""
         if "" in stops:
-            raise RequestError(
-                "--stop is an empty string, which would stop at once; give the text to stop at"
-            )
+            raise RequestError("--stop is an empty string, which would stop at once; give the text to stop at")
         self._stops = sorted(set(stops), key=len, reverse=True)
         self._held = ""
         self.matched: str | None = None

@@ -184,8 +184,7 @@ class Template:
         """Raise RequestError unless the template fits `num_heads` heads with `num_ranks` candidates each."""
         if self.max_depth > num_heads:
             raise RequestError(
-                f"the tree is {self.max_depth} deep but there are {num_heads} draft heads;"
-                " choose one no deeper"
+                f"the tree is {self.max_depth} deep but there are {num_heads} draft heads; choose one no deeper"
             )
         if self.num_nodes > 1 and (highest := int(self.rank.max())) >= num_ranks:
             raise RequestError(
@@ -222,8 +221,7 @@ def _parents_of(paths: Sequence[Path]) -> list[int]:
             raise RequestError(f"the tree lists path {_path_text(path)} twice; list every path once")
         if path[:-1] not in nodes:
             raise RequestError(
-                f"path {_path_text(path)} of the tree has no parent before it;"
-                f" list {_path_text(path[:-1])} first"
+                f"path {_path_text(path)} of the tree has no parent before it; list {_path_text(path[:-1])} first"
             )
         parents.append(nodes[path[:-1]])
         nodes[path] = node

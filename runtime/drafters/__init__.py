@@ -1,6 +1,5 @@
 """Drafters: what guesses the tokens that one verification checks. One file each; docs/drafters.md has an example.
 
-
 A drafter sees the accepted tokens and the outputs of the step that verified them, and proposes a token tree with an
 estimate, for each node, of the probability that the node will be accepted. The loop cuts the tree to what pays.
 """

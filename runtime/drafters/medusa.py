@@ -14,7 +14,11 @@ from seqrt.runtime.drafters import Proposal
 from seqrt.runtime.engines import Engine
 from seqrt.runtime.tree import Template, Tree
 
-_DECAY: Final = 0.95  # of the running calibration, per observation
+_DECAY: Final = 0.98  # of the running means, per observation
+_PRIOR: Final = 0.4
+_LEAST, _MOST = 1e-9, 0.99
+
+Probabilities = npt.NDArray[np.float64]
 
 
 class MedusaDrafter:
@@ -39,7 +43,9 @@ class MedusaDrafter:
         self._log = engine.output("log_probabilities", (heads, candidates))
         self._depth_index, self._rank_index = template.depth[1:] - 1, template.rank[1:]
         self._level = [np.flatnonzero(template.depth == depth) for depth in range(1, template.max_depth + 1)]
-        self._calibration = np.ones(heads)
+        # Running means over verified positions: how often a head was right, and how often it expected to be.
+        self._hits, self._expected = np.full(heads, _PRIOR), np.full(heads, _PRIOR)
+        self._own = np.ones(template.num_nodes)
 
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         """Takes the hidden state of the prompt's last row."""
@@ -50,42 +56,38 @@ class MedusaDrafter:
         self.engine.run()
         template, count = self.template, min(max_nodes, self.template.num_nodes)
         tree = template.fill(root, self._ids)
-        probability = self._probabilities()
+        own, probability = self._probabilities()
         if count == template.num_nodes:
             order = np.argsort(-probability, kind="stable")
         else:
             best = np.argpartition(-probability, count)[:count]
             order = best[np.lexsort((best, -probability[best]))]
+        self._own = own[order]
         return Proposal(_chosen(tree, order), probability[order])
 
     def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
         """Takes the hidden state of the last accepted row, and learns how far the heads can be trusted."""
         self._hidden[0] = output.hidden[path[-1]]
-        self._calibrate(proposal, path)
-
-    def _calibrate(self, proposal: Proposal, path: Sequence[int]) -> None:
-        """Scales each head's probabilities towards how often its guesses on the accepted path were right."""
-        tree, probability = proposal.tree, proposal.probability
-        for depth in range(1, min(len(path), len(self._calibration)) + 1):
-            below = np.flatnonzero(tree.parents == path[depth - 1])
+        parents = proposal.tree.parents
+        for depth in range(1, min(len(path), len(self._hits)) + 1):
+            below = np.flatnonzero(parents == path[depth - 1])
             if not len(below):
                 return
-            expected = float(probability[below].sum() / probability[path[depth - 1]])
-            ratio = (depth < len(path)) / max(expected, 0.05)
-            moved = (
-                _DECAY * self._calibration[depth - 1] + (1 - _DECAY) * min(ratio, 2.0) * self._calibration[depth - 1]
-            )
-            self._calibration[depth - 1] = min(max(moved, 0.2), 1.5)
+            head = depth - 1
+            self._hits[head] += (1 - _DECAY) * (float(depth < len(path)) - self._hits[head])
+            self._expected[head] += (1 - _DECAY) * (float(self._own[below].sum()) - self._expected[head])
 
-    def _probabilities(self) -> npt.NDArray[np.float64]:
-        """Float64 `[nodes of the template]`: product of the calibrated head probabilities along each path."""
-        table = np.exp(self._log.astype(np.float64)) * self._calibration[:, None]
-        np.clip(table, 1e-9, 0.99, out=table)  # below 1 and above 0, so that a child always comes after its parent
-        own = np.ones(self.template.num_nodes)
+    def _probabilities(self) -> tuple[Probabilities, Probabilities]:
+        """For the template's nodes `[N]`: the head's own probability, and the calibrated product along the path."""
+        table = np.exp(self._log, dtype=np.float64)
+        own, product = np.ones(self.template.num_nodes), np.ones(self.template.num_nodes)
         own[1:] = table[self._depth_index, self._rank_index]
+        trusted = table * (self._hits / self._expected)[:, None]
+        np.clip(trusted, _LEAST, _MOST, out=trusted)  # so that a child always comes after its parent
+        product[1:] = trusted[self._depth_index, self._rank_index]
         for nodes in self._level[1:]:
-            own[nodes] *= own[self.template.parents[nodes]]
-        return own
+            product[nodes] *= product[self.template.parents[nodes]]
+        return own, product
 
 
 def _chosen(tree: Tree, order: npt.NDArray[np.int64]) -> Tree:

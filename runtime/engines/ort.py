@@ -16,7 +16,7 @@ _DTYPES: Final = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
-_ERRORS_ONLY: Final = 3
+_FATAL_ONLY: Final = 4  # errors come as exceptions; ONNX Runtime would print them too
 
 
 class OrtEngine:
@@ -25,17 +25,20 @@ class OrtEngine:
     Args:
         path: ONNX file; its external data lies beside it.
         threads: intra-op threads; 0 lets ONNX Runtime choose one per core.
+        spin: keep idle threads awake for the next call. One engine of a process should: spinning threads of two would
+            take the cores from each other.
         exact: multiply quantised weights in float32 instead of with int8 activations; for checks.
 
     Raises:
         EngineError: onnxruntime is not installed, or refuses the graph.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0, exact: bool = False) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, spin: bool = True, exact: bool = False) -> None:
         ort = _import()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         # Level 4 multiplies in int8, as llama.cpp does too, several times faster; level 1 in float32.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
         try:

@@ -46,7 +46,7 @@ def test_int8_reports_differences_and_quality(seqrt: Seqrt, source: Path, tmp_pa
     opened = open_bundle(tmp_path / "bundle")
     opened.verify()
     text = seqrt("inspect", tmp_path / "bundle").out
-    assert f"perplexity    {quality['perplexity']:.2f}, source {quality['source_perplexity']:.2f}" in text
+    assert f" {quality['perplexity']:.2f}, source {quality['source_perplexity']:.2f}\n" in text
 
 
 def test_without_quantisation_the_measures_agree(source: Path, bundle: Path, tmp_path: Path) -> None:

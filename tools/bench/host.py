@@ -82,9 +82,7 @@ def main() -> None:
     total = (perf_counter() - start) / STEPS
     stages = np.median(np.array(loop.trace.stage_seconds), axis=0) * 1e6
     print("  ".join(f"{name} {value:.0f}" for name, value in zip(STAGES, stages, strict=True)), "us (medians)")
-    print(
-        f"median step {stages.sum():.0f} us, mean with all bookkeeping {total * 1e6:.0f} us, {loop.trace.rows[-1]} nodes"
-    )
+    print(f"median step {stages.sum():.0f} us, mean in all {total * 1e6:.0f} us, {loop.trace.rows[-1]} nodes")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def _print(report: "Report", quality: Quality | None) -> None:
     if report.differences:
         print("largest difference from torch")
     for graph, outputs in report.differences.items():
-        print(f"  {graph:10}" + "  ".join(f"{name} {value:.1e}" for name, value in outputs.items()))
+        print(f"  {graph:12}" + "  ".join(f"{name} {value:.1e}" for name, value in outputs.items()))
     if quality is not None:
         cost = quality.perplexity / quality.source_perplexity - 1
         print(

@@ -28,10 +28,12 @@ def inspect(
     if as_json:
         emit(dataclasses.asdict(manifest) | {"path": str(bundle), "bytes": num_bytes, "verified": verify})
         return
-    for name, value in _describe(manifest, num_bytes):
-        print(f"{name:14}{value}")
+    lines = _describe(manifest, num_bytes)
     if verify:
-        print(f"{'verified':14}all {len(manifest.files)} files are as exported")
+        lines.append(("verified", f"all {len(manifest.files)} files are as exported"))
+    width = max(len(name) for name, _ in lines) + 2
+    for name, value in lines:
+        print(f"{name:{width}}{value}")
 
 
 def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
@@ -50,7 +52,7 @@ def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
         lines.append(("perplexity", f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"))
         lines.append(("agreement", f"{quality.top1_agreement:.3f} of {quality.tokens} top tokens are the source's"))
     for graph in manifest.graphs:
-        lines.append((f"graph {graph.role}"[:13], f"{graph.path}: {graph.dtype}, opset {graph.opset}, {graph.profile}"))
+        lines.append((f"graph {graph.role}", f"{graph.path}: {graph.dtype}, opset {graph.opset}, {graph.profile}"))
     for head in manifest.heads:
-        lines.append((f"draft {head.name}"[:13], f"{head.kind}: {head.num_heads} heads, {head.top_k} candidates each"))
+        lines.append((f"draft {head.name}", f"{head.kind}: {head.num_heads} heads, {head.top_k} candidates each"))
     return lines

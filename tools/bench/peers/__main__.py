@@ -31,12 +31,8 @@ FOLDER = ROOT / "build" / "peers"
 
 def main(
     gguf: Annotated[Path, typer.Argument(help="The model that all peers get.", exists=True, dir_okay=False)],
-    bundle: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER of a seqrt bundle; repeatable.")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Peers whose name contains this; repeatable.")
-    ] = None,
+    bundle: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a seqrt bundle; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Peers whose name contains this; repeatable.")] = None,
     prompts: Annotated[Path, typer.Option(help="JSONL; the first turn of each line is used.")] = PROMPTS,
     text: Annotated[Path, typer.Option(help="Text for perplexity.")] = TEXT,
     python: Annotated[Path, typer.Option(help="The peers' interpreter.")] = PYTHON,

@@ -53,8 +53,7 @@ def save_inputs(hf: Path, prompts: Path, text: Path, path: Path) -> None:
     eos = transformers.GenerationConfig.from_pretrained(hf).eos_token_id
     inputs = {
         "prompts": [
-            tokenizer.apply_chat_template(first_turn(line), add_generation_prompt=True)["input_ids"]
-            for line in lines
+            tokenizer.apply_chat_template(first_turn(line), add_generation_prompt=True)["input_ids"] for line in lines
         ],
         "text": tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"],
         "eos_token_ids": eos if isinstance(eos, list) else [eos],

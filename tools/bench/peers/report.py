@@ -101,10 +101,7 @@ def markdown(measurement: Measurement, reference: str, settings: dict[str, Any])
 
 def document(measurement: Measurement, reference: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON document: settings, rows, every single run, failures."""
-    rows = [
-        {name: _number(value) for name, value in asdict(row).items()}
-        for row in summarise(measurement, reference)
-    ]
+    rows = [{name: _number(value) for name, value in asdict(row).items()} for row in summarise(measurement, reference)]
     runs = [
         {
             "name": run.variant,
@@ -130,11 +127,7 @@ def document(measurement: Measurement, reference: str, settings: dict[str, Any])
 def _same_text(own: list[Run], plain: str | None, runs: dict[tuple[str, int, int], Run]) -> float | None:
     if plain is None:
         return None
-    same = [
-        run.token_ids == other.token_ids
-        for run in own
-        if (other := runs.get((plain, run.prompt, run.repeat)))
-    ]
+    same = [run.token_ids == other.token_ids for run in own if (other := runs.get((plain, run.prompt, run.repeat)))]
     return sum(same) / len(same) if same else None
 
 

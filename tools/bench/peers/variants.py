@@ -8,9 +8,7 @@ from tools.bench.peers.client import Variant
 
 REFERENCE = "llama.cpp"
 SEQRT_DRAFTS = ("none", "lookup", "medusa")
-LLAMA_CPP_LOOKUP = (
-    2  # draft tokens a step: its documentation's advice for a CPU; the default, 10, is for GPUs
-)
+LLAMA_CPP_LOOKUP = 2  # draft tokens a step: its documentation's advice for a CPU; the default, 10, is for GPUs
 GENAI_NOTES = {
     "int4": "its builder's default, round-to-nearest, so a second rounding after the GGUF file's own",
     "int8": "",
@@ -52,9 +50,7 @@ def peer_variants(python: Path, gguf: Path, folder: Path, common: dict[str, Any]
             note=note,
         )
 
-    lookup_note = (
-        f"num_pred_tokens {LLAMA_CPP_LOOKUP}; room for the logits of every row is part of its memory"
-    )
+    lookup_note = f"num_pred_tokens {LLAMA_CPP_LOOKUP}; room for the logits of every row is part of its memory"
     lookup = f"{REFERENCE} lookup"
     genai = [
         peer(f"genai {precision}", "genai_peer", note, model=str(folder / f"genai-{precision}"))
