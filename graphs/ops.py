@@ -1,7 +1,7 @@
 """Operators that the graphs share.
 
-`tensor_scatter` is a standard ONNX operator that torch has no name for, as a torch custom operator. The exporter translates it to the
-operator named in its docstring; eagerly it runs the reference semantics below.
+`tensor_scatter` is a standard ONNX operator that torch has no name for, as a torch custom operator. The exporter
+translates it to the operator named in its docstring; eagerly it runs the reference semantics below.
 RotaryEmbedding, RMSNormalization and Attention need nothing here: torch.onnx.ops and nn.RMSNorm cover them.
 """
 

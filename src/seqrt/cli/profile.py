@@ -12,6 +12,7 @@ from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError
 from seqrt.runtime.options import Options
 
+_SHOWN_DEPTH: Final = 8
 _WARM_UP: Final = "the first prompt once with each drafter, not counted"
 
 
@@ -98,7 +99,7 @@ def _print(table: Sequence[dict[str, Any]]) -> None:
     )
     for row in table:
         if row["acceptance_by_depth"]:
-            rates = " ".join(f"{rate:.2f}" for rate in row["acceptance_by_depth"])
+            rates = " ".join(f"{rate:.2f}" for rate in row["acceptance_by_depth"][:_SHOWN_DEPTH])
             print(f"{row['draft']}: acceptance by depth {rates}")
 
 

@@ -148,4 +148,6 @@ def _report(tallies: Sequence[Tally], *, as_json: bool) -> None:
         ],
     )
     for first in firsts:
-        print("first mismatch: " + ", ".join(f"{name} {value}" for name, value in first.items()))
+        margin = "none" if first["margin"] is None else f"{first['margin']:.4f}"
+        shown = first | {"margin": margin}
+        print("first mismatch: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
