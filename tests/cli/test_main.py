@@ -98,9 +98,10 @@ def test_failures_are_one_line(
     assert result.error.startswith(text)
 
 
-def test_debug_shows_the_traceback(seqrt: Seqrt, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [["inspect", "x", "--debug"], ["--debug", "inspect", "x"]])
+def test_debug_shows_the_traceback(seqrt: Seqrt, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     failing(monkeypatch, ZeroDivisionError("oh"))
-    result = seqrt("inspect", "x", "--debug")
+    result = seqrt(*arguments)
     assert result.code == 1
     assert "Traceback (most recent call last)" in result.err
     assert "in fail\n    raise error\n" in result.err

@@ -15,7 +15,7 @@ from typing import Final
 
 import typer
 
-from seqrt.cli.common import State
+from seqrt.cli.common import Debug, State
 from seqrt.cli.console import fail
 from seqrt.errors import SeqrtError
 
@@ -69,6 +69,7 @@ def _version(value: bool) -> None:
 
 def _about(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: Debug = False,
 ) -> None:
     """Export sequence models and their draft heads, and run them without torch."""
 

@@ -89,14 +89,17 @@ def _answer(
         fail(f"{error} (/reset forgets the conversation)")
         conversation.messages[:] = before
         return []
+    stopped = False
     try:
         for piece in stream:
             out.write(piece)
             out.flush()
     except KeyboardInterrupt:
-        note("stopped")
+        stopped = True
     out.write("\n")
     out.flush()
+    if stopped:
+        note("stopped")
     result = stream.result
     conversation.answer(result.text)
     if sys.stdin.isatty():

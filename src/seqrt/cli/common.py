@@ -42,6 +42,17 @@ Drafts = Annotated[
     typer.Option("--draft", metavar="NAME", help="Drafter; repeat for several. All of the bundle if none is given."),
 ]
 
+
+def _set_debug(context: typer.Context, value: bool) -> bool:
+    if value and isinstance(context.obj, State):
+        context.obj.debug = True
+    return value
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of a failure.")
+]
+
 # Field of Options: type on the command line, metavar and help. Order is that of --help.
 _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
     "draft": (str, "NAME", "Drafter: none, lookup, or the name of draft heads in the bundle."),
@@ -110,7 +121,7 @@ def command(
 
         own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "options"]
         added = [_parameter(name, getattr(base, name)) for name in names]
-        debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
+        debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
         call.__signature__ = signature.replace(parameters=[*own, *added, debug])  # type: ignore[attr-defined]
         call.epilog = f"Example: {example}"  # type: ignore[attr-defined]
         return call
@@ -175,14 +186,3 @@ def _parameter(name: str, default: object) -> inspect.Parameter:
     shown = default if default not in ((), {}) else None
     option = typer.Option(flag, metavar=metavar, help=text, show_default=shown is not None and kind is not bool)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=Annotated[kind, option])
-
-
-def _set_debug(context: typer.Context, value: bool) -> bool:
-    if value and isinstance(context.obj, State):
-        context.obj.debug = True
-    return value
-
-
-_Debug = Annotated[
-    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of a failure.")
-]
