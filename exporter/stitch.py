@@ -192,7 +192,7 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "past_key": torch.zeros(cache),
         "past_value": torch.zeros(cache),
         "write": torch.tensor([0]),
-        "mask": torch.ones(1, 1, _T, _C, dtype=torch.bool),
+        "mask": torch.zeros(1, 1, _T, _C),
     }
     symbols = {
         "x": {1: "T"},

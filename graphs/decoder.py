@@ -59,7 +59,8 @@ class Rows:
 
     Attributes:
         cos, sin: rotations `[1, T, D/2]`; None with learned positions.
-        mask: bool `[1, 1, T, C]`, which cache rows each new row sees.
+        mask: `[1, 1, T, C]`, 0 for the cache rows that a new row sees, -inf for all others. Engines would turn a bool
+            mask into this one in every layer.
         write: int64 `[1]`, cache row of the first new row.
     """
 
@@ -106,7 +107,7 @@ class Frame(nn.Module):
         return outputs
 
     def _mask(self, kind: LayerKind, ancestors: Tensor, depth: Tensor, past_len: Tensor, capacity: int) -> Tensor:
-        """Bool `[1, 1, T, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
+        """Mask `[1, 1, T, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
         rows = ancestors.shape[0]
         column = torch.arange(capacity)[None] - past_len  # relative to the first new row
         is_new = (column >= 0) & (column < rows)
@@ -115,7 +116,7 @@ class Frame(nn.Module):
         if kind == "sliding":
             offset = torch.where(is_new, depth[slot], column)  # position of each cache row, relative to past_len
             mask = mask & (depth[:, None] - offset < (self.config.sliding_window or 0))
-        return mask[None, None]
+        return torch.where(mask, 0.0, -torch.inf)[None, None]
 
 
 class Attention(nn.Module):

@@ -136,6 +136,8 @@ class Verifier:
 def accept_greedy(tree: Tree, rows: Rows) -> Accepted:
     """Rule greedy where nothing but the logits counts: one comparison for all nodes at once."""
     best = rows.ids[:, 0]
+    if tree.num_nodes == 1:
+        return Accepted([0], int(best[0]))
     hits = np.flatnonzero(tree.tokens[1:] == best[tree.parents[1:]]) + 1
     path = [0]
     # Children stand after their parents, so one pass in order meets each next node of the path.
