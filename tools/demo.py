@@ -3,12 +3,13 @@
     python -m tools.demo BUNDLE [--prompt TEXT] [--max-new-tokens N] [--repeats N] [--threads N]
 
 Each way of drafting first streams its answer; then all run in turn, so that a busy moment of the machine
-meets each of them, and the medians are printed. Exit code 1 when a drafted answer is not the plain one.
+meets each of them, and the medians are printed. Exit code 1 when a drafted answer is not the plain one, unless
+the weights are quantised: then it is said, and why.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,9 +22,10 @@ from seqrt.runtime.lossless import Divergence, divergence
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.stream import Generation
 
-PROMPT = (
-    "Correct the spelling of this text and change nothing else: The quick brown fox jumps over the lazzy dog."
-    " The dog sleeps in the gardn, and the fox runs thruogh the forest to the river."
+PROMPT = "Write a Python class for a bank account with methods to deposit, withdraw and show the balance."
+QUANTIZED = (
+    "Kernels for quantised weights round activations to int8, and a last bit more or less may change which way one"
+    " is rounded; with a bundle of --quantize none the texts are the same."
 )
 
 
@@ -84,12 +86,19 @@ def verdict(draft: str, found: Divergence | None) -> str:
     return f"{where}, where the plain run's best two log-probabilities lie {found.margin:.2g} apart: {judged}"
 
 
+def outcome(quantization: str, found: Iterable[Divergence | None]) -> tuple[int, str]:
+    """Exit code and remark: another text is a failure, but with quantised weights one that is to be expected."""
+    if all(difference is None or difference.is_tie for difference in found):
+        return 0, ""
+    return (1, "") if quantization == "none" else (0, QUANTIZED)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="tools.demo", description="Answer without and with drafting.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
     options = parser.parse_args(arguments)
@@ -107,7 +116,7 @@ def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
     manifest = model.bundle.manifest
     console.print(f"{manifest.name}, weights: {manifest.quantization}, loaded in {model.load_seconds:.2f} s")
     console.print("\n[bold]Prompt[/bold]")
-    console.print(options.prompt, markup=False)
+    console.print(options.prompt, markup=False, soft_wrap=True)
     streamed = {draft: _stream(console, model, draft, options) for draft in model.drafts}
     runs = measure(model, options.prompt, options.max_new_tokens, options.repeats)
     console.print()
@@ -116,8 +125,11 @@ def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
     console.print(f"{plain.new_tokens} tokens; medians of {options.repeats} runs each, taken in turn")
     found = {drafted.draft: divergence(plain, drafted) for drafted in others}
     for draft, difference in found.items():
-        console.print(verdict(draft, difference))
-    return int(any(difference is not None and not difference.is_tie for difference in found.values()))
+        console.print(verdict(draft, difference), soft_wrap=True)
+    code, remark = outcome(manifest.quantization, found.values())
+    if remark:
+        console.print(remark, soft_wrap=True)
+    return code
 
 
 def _stream(console: Console, model: Model, draft: str, options: argparse.Namespace) -> Generation:

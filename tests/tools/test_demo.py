@@ -25,6 +25,24 @@ def test_another_text_is_said_to_be_so(margin: float | None, judged: str) -> Non
     assert demo.verdict("medusa", found) == f"medusa: another text from token 7 on, {judged}"
 
 
+@pytest.mark.parametrize(
+    ("quantization", "margins", "code", "remark"),
+    [
+        ("none", [], 0, ""),
+        ("none", [1e-4], 0, ""),
+        ("none", [1e-4, 0.1], 1, ""),
+        ("source", [1e-4], 0, ""),
+        ("source", [1e-4, 0.1], 0, demo.QUANTIZED),
+        ("none", [None], 1, ""),
+    ],
+)
+def test_another_text_fails_unless_weights_are_quantised(
+    quantization: str, margins: list[float | None], code: int, remark: str
+) -> None:
+    found = [Divergence(position=7, expected=1, got=2, margin=margin) for margin in margins]
+    assert demo.outcome(quantization, [None, *found]) == (code, remark)
+
+
 def test_speed_is_the_median_of_the_runs() -> None:
     runs: list[Any] = [
         SimpleNamespace(tokens_per_second=speed, tokens_per_step=2.0, seconds={"prefill": speed / 1000})
