@@ -31,10 +31,18 @@ from seqrt.exporter.quantize import (
 from seqrt.exporter.stitch import compaction_graph, decoder_graph, model_of
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.trace import OPSET, trace
-from seqrt.exporter.weights import DecoderWeights, load_decoder
+from seqrt.exporter.weights import DecoderWeights, load_decoder, projection_names
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.decoder import NUM_CANDIDATES
-from seqrt.runtime.bundle import MANIFEST, GraphInfo, HeadInfo, Manifest, ModelInfo, describe_files
+from seqrt.runtime.bundle import (
+    MANIFEST,
+    RESERVED_NAMES,
+    GraphInfo,
+    HeadInfo,
+    Manifest,
+    ModelInfo,
+    describe_files,
+)
 
 DEFAULT_CAPACITY: Final = 4096
 _PROFILE: Final = "ort"
@@ -80,6 +88,8 @@ def export(
     """
     if quantize not in METHODS:
         raise ExportError(f"--quantize {quantize} is unknown; choose one of {', '.join(METHODS)}")
+    if taken := sorted(set(heads or {}) & set(RESERVED_NAMES)):
+        raise ExportError(f"draft heads cannot be called {taken[0]}; choose another name")
     if bundle.exists() and not force:
         raise ExportError(f"{bundle} exists; choose another directory or replace it with --force")
     checkpoint = open_checkpoint(source)
@@ -87,6 +97,8 @@ def export(
     if capacity is not None and not 1 <= capacity <= limit:
         raise ExportError(f"--capacity {capacity} is out of range; {checkpoint.name} takes 1 to {limit}")
     weights = DecoderWeights(checkpoint)
+    if quantize == "source":
+        require_blocks(weights, projection_names(checkpoint.config.num_layers))
     with _staged(bundle) as folder:
         differences = _write(
             folder, weights, dict(heads or {}), quantize, capacity or min(limit, DEFAULT_CAPACITY), check, progress
@@ -137,8 +149,6 @@ def _write(
     parameters = [
         name for name in graphs["decoder"].initializers if not name.startswith(("frame.", "layer.", "readout."))
     ]
-    if quantize == "source":
-        require_blocks(weights, parameters)
     progress("writing weights" if quantize == "none" else f"quantising weights ({quantize})")
     found = {name: quantized(weights, name, quantize) for name in parameters}
     blocks = {name: kept for name, kept in found.items() if kept is not None}

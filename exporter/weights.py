@@ -51,6 +51,15 @@ class DecoderWeights:
         return [name]
 
 
+def projection_names(num_layers: int) -> list[str]:
+    """The weights of all projections inside layers."""
+    return [
+        f"layers.{i}.{part}weight"
+        for i in range(num_layers)
+        for part in ("attention.qkv.", "attention.o.", "mlp.up.", "mlp.down.")
+    ]
+
+
 def is_projection(name: str) -> bool:
     """Whether `name` is the weight of a projection inside a layer."""
     return name.endswith(".weight") and any(part in name for part in _LINEAR)

@@ -19,6 +19,7 @@ from seqrt.errors import BundleError
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
+RESERVED_NAMES: Final = ("none", "lookup", "decoder", "logits", "compaction")  # not for heads: every bundle has these
 _MAX_MANIFEST_BYTES: Final = 1 << 24
 _MAX_DIMENSION: Final = 1 << 31
 

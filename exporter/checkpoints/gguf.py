@@ -143,9 +143,7 @@ def _sources(file: GgufFile, config: DecoderConfig) -> dict[str, _Source]:
     left = sorted(file.tensors.keys() - {source.key for source in sources.values()} - {ROPE_FACTORS})
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise CheckpointError(
-            f"tensor {left[0]}{more} has no place in a {architecture} model; it is not supported"
-        )
+        raise CheckpointError(f"tensor {left[0]}{more} has no place in a {architecture} model; it is not supported")
     return sources
 
 

@@ -22,9 +22,7 @@ def decoder_config(file: GgufFile) -> DecoderConfig:
     try:
         return _Reader(file).config()
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the metadata of {file.path} make no sense ({error}); convert it again"
-        ) from error
+        raise CheckpointError(f"the metadata of {file.path} make no sense ({error}); convert it again") from error
 
 
 class _Reader:
@@ -47,23 +45,17 @@ class _Reader:
         value = self.file.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):
             if len(set(value)) != 1:
-                raise CheckpointError(
-                    f"{self.architecture}.{key} differs between layers, which is not supported"
-                )
+                raise CheckpointError(f"{self.architecture}.{key} differs between layers, which is not supported")
             value = value[0]
         if value is not None and not isinstance(value, int | float):
-            raise CheckpointError(
-                f"{self.architecture}.{key} is {value!r}, expected a number; convert the model again"
-            )
+            raise CheckpointError(f"{self.architecture}.{key} is {value!r}, expected a number; convert the model again")
         return value
 
     def need(self, key: str) -> Any:
         """A value that every file of this architecture has."""
         value = self.get(key)
         if value is None:
-            raise CheckpointError(
-                f"{self.file.path} has no {self.architecture}.{key}; convert the model again"
-            )
+            raise CheckpointError(f"{self.file.path} has no {self.architecture}.{key}; convert the model again")
         return value
 
     def has(self, key: str) -> bool:
@@ -77,16 +69,12 @@ class _Reader:
         hidden, num_heads = self.need("embedding_length"), self.need("attention.head_count")
         head_dim = self.get("attention.key_length", hidden // num_heads)
         if self.get("attention.value_length", head_dim) != head_dim:
-            raise CheckpointError(
-                f"{self.file.path} has values and keys of different widths, which is not supported"
-            )
+            raise CheckpointError(f"{self.file.path} has values and keys of different widths, which is not supported")
         kinds = self._layer_kinds()
         epsilon = "attention.layer_norm_epsilon" if gpt2 else "attention.layer_norm_rms_epsilon"
         embedding = self.file.tensors.get("token_embd.weight")
         if embedding is None:
-            raise CheckpointError(
-                f"tensor token_embd.weight is missing from {self.file.path}; download it again"
-            )
+            raise CheckpointError(f"tensor token_embd.weight is missing from {self.file.path}; download it again")
         return DecoderConfig(
             vocab_size=embedding.shape[0],
             hidden_size=hidden,
@@ -122,9 +110,7 @@ class _Reader:
     def _layer_kinds(self) -> tuple[LayerKind, ...]:
         num_layers: int = self.need("block_count")
         if f"blk.{num_layers - 1}.attn_norm.weight" not in self.file.tensors:
-            raise CheckpointError(
-                f"{self.file.path} has no layer {num_layers - 1} of {num_layers}; download it again"
-            )
+            raise CheckpointError(f"{self.file.path} has no layer {num_layers - 1} of {num_layers}; download it again")
         window = self.get("attention.sliding_window")
         kinds: list[LayerKind] = ["full"] * num_layers
         if window and self.architecture in ("llama", "gemma3"):
@@ -141,9 +127,7 @@ class _Reader:
     def _rope(self, kind: LayerKind, head_dim: int) -> RopeConfig:
         dim = self.get("rope.dimension_count", head_dim)
         if dim != head_dim:
-            raise CheckpointError(
-                f"{self.architecture}.rope.dimension_count={dim}, but all {head_dim} must rotate"
-            )
+            raise CheckpointError(f"{self.architecture}.rope.dimension_count={dim}, but all {head_dim} must rotate")
         if self.architecture == "gemma3" and kind == "sliding":
             return RopeConfig("default", float(self.get("rope.freq_base_swa", 10000.0)), head_dim)
         theta = float(self.get("rope.freq_base", 10000.0))

@@ -137,21 +137,15 @@ def _read(path: Path, data: mmap.mmap) -> GgufFile:
     if magic != GGUF_MAGIC:
         raise CheckpointError(f"{path} is not a GGUF file: it begins with {data[:4]!r}")
     if version not in _VERSIONS:
-        raise CheckpointError(
-            f"{path} is GGUF version {version} or big-endian; convert it to version 3, little-endian"
-        )
+        raise CheckpointError(f"{path} is GGUF version {version} or big-endian; convert it to version 3, little-endian")
     num_tensors, num_values = cursor.scalars("Q", 2)
-    metadata = {
-        cursor.string(): cursor.value(GGUFValueType(cursor.scalars("I")[0])) for _ in range(num_values)
-    }
+    metadata = {cursor.string(): cursor.value(GGUFValueType(cursor.scalars("I")[0])) for _ in range(num_values)}
     directory = [_directory_entry(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
         raise ValueError(f"general.alignment is {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
-    return GgufFile(
-        path, metadata, {entry[0]: _tensor(path, *entry, start, len(data)) for entry in directory}
-    )
+    return GgufFile(path, metadata, {entry[0]: _tensor(path, *entry, start, len(data)) for entry in directory})
 
 
 def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -163,14 +157,11 @@ def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, kind, offset
 
 
-def _tensor(
-    path: Path, name: str, shape: tuple[int, ...], kind: int, offset: int, start: int, size: int
-) -> GgufTensor:
+def _tensor(path: Path, name: str, shape: tuple[int, ...], kind: int, offset: int, start: int, size: int) -> GgufTensor:
     known = {member.value: member.name for member in GGMLQuantizationType}
     if known.get(kind) not in SUPPORTED_TYPES:
         raise CheckpointError(
-            f"tensor {name} of {path} is of type {known.get(kind, kind)}; "
-            f"supported are {', '.join(SUPPORTED_TYPES)}"
+            f"tensor {name} of {path} is of type {known.get(kind, kind)}; supported are {', '.join(SUPPORTED_TYPES)}"
         )
     member = GGMLQuantizationType(kind)
     block, block_bytes = GGML_QUANT_SIZES[member]

@@ -53,9 +53,7 @@ def read_config(directory: Path) -> tuple[str, Any]:
     model_type = _model_type(raw)
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(
-                str(directory), trust_remote_code=False, local_files_only=True
-            )
+            config = AutoConfig.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises errors of many libraries here, some of their own making
         raise CheckpointError(f"{directory / 'config.json'} is not valid: {one_line(error)}") from error
     return model_type, config
@@ -115,8 +113,7 @@ def _model_type(raw: Mapping[str, Any]) -> str:
     if MODEL_TYPES.get(architecture) != model_type:
         supported = ", ".join(MODEL_TYPES)
         raise CheckpointError(
-            f"architecture {architecture!r} (model_type {model_type!r}) is not supported; "
-            f"use one of {supported}"
+            f"architecture {architecture!r} (model_type {model_type!r}) is not supported; use one of {supported}"
         )
     return MODEL_TYPES[architecture]
 
@@ -147,9 +144,7 @@ def _layer_kinds(model_type: str, config: Any, num_layers: int) -> tuple[LayerKi
         return tuple(kinds * num_layers)
     unknown = sorted(set(config.layer_types) - _LAYER_KINDS.keys())
     if unknown:
-        raise CheckpointError(
-            f"layer type {unknown[0]!r} is not supported; use one of {', '.join(_LAYER_KINDS)}"
-        )
+        raise CheckpointError(f"layer type {unknown[0]!r} is not supported; use one of {', '.join(_LAYER_KINDS)}")
     return tuple(_LAYER_KINDS[str(kind)] for kind in config.layer_types)
 
 

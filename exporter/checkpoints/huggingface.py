@@ -119,9 +119,7 @@ def open_huggingface(directory: Path) -> HuggingFaceCheckpoint:
     """
     if not (directory / "config.json").exists():
         gguf = sorted(file.name for file in directory.glob("*.gguf"))
-        advice = (
-            f"pass {directory / gguf[0]} itself" if gguf else "pass a directory with a Hugging Face model"
-        )
+        advice = f"pass {directory / gguf[0]} itself" if gguf else "pass a directory with a Hugging Face model"
         raise CheckpointError(f"{directory} has no config.json; {advice}")
     model_type, hf_config = read_config(directory)
     config = decoder_config(model_type, hf_config)
@@ -152,18 +150,14 @@ def _sources(model_type: str, config: DecoderConfig, weights: Safetensors) -> di
         source = _source(name, source_name(name, modules, layer), is_gpt2=model_type == "gpt2")
         entry = weights.entries.get(source.key)
         if entry is None:
-            raise CheckpointError(
-                f"tensor {source.key} is missing from {weights.files[0].parent}; download it again"
-            )
+            raise CheckpointError(f"tensor {source.key} is missing from {weights.files[0].parent}; download it again")
         if source.shape(entry.shape) != shape:
             raise CheckpointError(
                 f"tensor {source.key} has shape {list(entry.shape)}, config.json asks for "
                 f"{list(_stored(shape, source))}; the two do not belong together"
             )
         if entry.dtype not in FLOAT_TYPES:
-            raise CheckpointError(
-                f"tensor {source.key} is {entry.dtype}; export a {'/'.join(FLOAT_TYPES)} checkpoint"
-            )
+            raise CheckpointError(f"tensor {source.key} is {entry.dtype}; export a {'/'.join(FLOAT_TYPES)} checkpoint")
         sources[name] = source
     _check_leftovers(weights, {source.key for source in sources.values()}, config)
     return sources
@@ -209,18 +203,14 @@ def _check_leftovers(weights: Safetensors, used: set[str], config: DecoderConfig
     ]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise CheckpointError(
-            f"tensor {left[0]}{more} has no place in this architecture; it is not supported"
-        )
+        raise CheckpointError(f"tensor {left[0]}{more} has no place in this architecture; it is not supported")
 
 
 def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
     """Sampling values; a config that does not ask for sampling means greedy whatever else it says."""
     if not generation.get("do_sample"):
         return {}
-    return {
-        key: float(generation[key]) for key in _SAMPLING_KEYS if isinstance(generation.get(key), int | float)
-    }
+    return {key: float(generation[key]) for key in _SAMPLING_KEYS if isinstance(generation.get(key), int | float)}
 
 
 def _chat_template(directory: Path) -> str | None:

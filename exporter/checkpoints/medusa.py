@@ -79,9 +79,7 @@ def read_medusa(path: Path, hidden_size: int, vocab_size: int) -> MedusaWeights:
     def linear(head: int, layer: int) -> tuple[Array, Array | None]:
         weight, bias = places.get((head, layer, "weight")), places.get((head, layer, "bias"))
         if weight is None:
-            raise CheckpointError(
-                f"{path} has no weights for layer {layer} of head {head}; download it again"
-            )
+            raise CheckpointError(f"{path} has no weights for layer {layer} of head {head}; download it again")
         _check_shape(path, weight, keys[weight], (hidden_size, hidden_size), "hidden size")
         if bias is not None:
             _check_shape(path, bias, keys[bias], (hidden_size,), "hidden size")
@@ -108,9 +106,7 @@ def _open(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], torch
     if file.suffix in (".pt", ".bin"):
         tensors = _unpickle(file)
         names = _strip(tensors, is_model=False)
-        return {name: tuple(tensors[key].shape) for name, key in names.items()}, lambda name: tensors[
-            names[name]
-        ]
+        return {name: tuple(tensors[key].shape) for name, key in names.items()}, lambda name: tensors[names[name]]
     store = Safetensors.of_directory(path) if file.is_dir() else Safetensors([file])
     names = _strip(store.entries, is_model=any(key.startswith(_PREFIXES[0]) for key in store.entries))
     shapes = {name: store.entries[key].shape for name, key in names.items()}
@@ -131,9 +127,7 @@ def _unpickle(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{file} is damaged or holds more than tensors ({one_line(error)}); convert it to safetensors"
         ) from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(value, torch.Tensor) for value in tensors.values()
-    ):
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise CheckpointError(f"{file} holds no dictionary of tensors; convert it to safetensors")
     return tensors
 
@@ -150,13 +144,9 @@ def _inventory(path: Path, keys: Mapping[str, object]) -> tuple[dict[Place, str]
                 raise CheckpointError(f"{path} has two output layers for head {match[1]}; download it again")
             outputs[int(match[1])] = key
         elif key not in (_TOKEN_MAP, _SHARED):
-            raise CheckpointError(
-                f"{path} is not a set of Medusa heads: no layout of theirs has a tensor {key}"
-            )
+            raise CheckpointError(f"{path} is not a set of Medusa heads: no layout of theirs has a tensor {key}")
     if not places:
-        raise CheckpointError(
-            f"{path} holds no Medusa heads; pass the directory that the heads were published in"
-        )
+        raise CheckpointError(f"{path} holds no Medusa heads; pass the directory that the heads were published in")
     return places, outputs
 
 
@@ -175,9 +165,7 @@ def _outputs(
     if not outputs:
         return None
     if sorted(outputs) != list(range(num_heads)):
-        raise CheckpointError(
-            f"{path} has {len(outputs)} output layers for {num_heads} heads; download it again"
-        )
+        raise CheckpointError(f"{path} has {len(outputs)} output layers for {num_heads} heads; download it again")
     layers: dict[str, Array] = {}
     for key in dict.fromkeys(outputs.values()):
         if token_map is not None and keys[key] == (len(token_map), full[1]):
@@ -197,12 +185,7 @@ def _shares_output(path: Path) -> bool:
 
 def _token_map(path: Path, tensor: torch.Tensor, vocab_size: int) -> npt.NDArray[np.int64]:
     tokens = tensor.to(torch.int64).numpy()
-    if (
-        tensor.is_floating_point()
-        or tokens.ndim != 1
-        or not len(tokens)
-        or len(np.unique(tokens)) != tokens.size
-    ):
+    if tensor.is_floating_point() or tokens.ndim != 1 or not len(tokens) or len(np.unique(tokens)) != tokens.size:
         raise CheckpointError(f"{path} has a token_map that is not a list of different tokens; make it again")
     outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
     if len(outside):

@@ -59,9 +59,7 @@ class Safetensors:
             header = _header(file)
             twice = self.entries.keys() & header.keys()
             if twice:
-                raise CheckpointError(
-                    f"tensor {min(twice)} is in two files of {file.parent}; download it again"
-                )
+                raise CheckpointError(f"tensor {min(twice)} is in two files of {file.parent}; download it again")
             self.entries.update(header)
 
     @classmethod
@@ -110,10 +108,6 @@ def _header(file: Path) -> dict[str, Entry]:
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118, not a mapping
-            return {
-                key: Entry(file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()
-            }
+            return {key: Entry(file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is damaged or cut short ({one_line(error)}); download it again"
-        ) from error
+        raise CheckpointError(f"{file} is damaged or cut short ({one_line(error)}); download it again") from error

@@ -16,14 +16,13 @@ import typer
 from seqrt.cli.common import Json, command
 from seqrt.cli.console import emit, everything_to_stderr, note, status
 from seqrt.errors import EngineError, ExportError, RequestError
-from seqrt.runtime.bundle import Quality, open_bundle, record_quality
+from seqrt.runtime.bundle import RESERVED_NAMES, Quality, open_bundle, record_quality
 
 if TYPE_CHECKING:
     from seqrt.exporter.export import Report
 
 _DEFAULT_NAME: Final = "medusa"
 _NAME: Final = re.compile(r"[A-Za-z][\w-]*")
-_RESERVED: Final = ("none", "lookup", "decoder", "logits", "compaction")
 
 
 class Quantization(str, Enum):
@@ -118,9 +117,10 @@ def _head_paths(texts: Sequence[str]) -> dict[str, Path]:
         # A path may hold an equals sign too.
         is_named = separator and "/" not in left and not Path(text).exists()
         name, path = (left, right) if is_named else (_DEFAULT_NAME, text)
-        if not _NAME.fullmatch(name) or name in _RESERVED:
+        if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
             raise RequestError(
-                f"--heads {text}: {name!r} cannot be a name; give letters, digits, - or _, not {_RESERVED}"
+                f"--heads {text}: {name!r} cannot be a name; give letters, digits, - or _,"
+                f" not {', '.join(RESERVED_NAMES)}"
             )
         if name in paths:
             raise RequestError(f"--heads {text}: the name {name!r} is taken; give each heads a NAME=PATH of its own")
