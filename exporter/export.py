@@ -28,7 +28,7 @@ from seqrt.exporter.quantize import (
     rewrite,
     round_int8,
 )
-from seqrt.exporter.stitch import compaction_graph, decoder_graph, model_of
+from seqrt.exporter.stitch import compaction_graph, decoder_graph, model_of, parameters_of
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.exporter.weights import DecoderWeights, load_decoder, projection_names
@@ -146,9 +146,7 @@ def _write(
         "logits": _logits_graph(config),
         "compaction": compaction_graph(config),
     }
-    parameters = [
-        name for name in graphs["decoder"].initializers if not name.startswith(("frame.", "layer.", "readout."))
-    ]
+    parameters = parameters_of(graphs["decoder"])
     progress("writing weights" if quantize == "none" else f"quantising weights ({quantize})")
     found = {name: quantized(weights, name, quantize) for name in parameters}
     blocks = {name: kept for name, kept in found.items() if kept is not None}
@@ -170,7 +168,7 @@ def _write(
 
 def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks], weights: DecoderWeights) -> None:
     """Gives the parameters of a decoder or logits graph their values, quantised where `blocks` says so."""
-    names = [name for name in graph.initializers if name not in blocks and "val_" not in name]
+    names = [name for name in parameters_of(graph) if name not in blocks]
     rewrite(
         graph,
         {name: kept for name, kept in blocks.items() if name in graph.initializers},

@@ -113,6 +113,12 @@ def model_of(graph: ir.Graph) -> ir.Model:
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="seqrt")
 
 
+def parameters_of(graph: ir.Graph) -> list[str]:
+    """Initialisers that a checkpoint fills; the others are the tracer's constants, named after their part."""
+    parts = ("frame.", "layer.", "readout.", "compaction.")
+    return [name for name in graph.initializers if "." in name and not name.startswith(parts)]
+
+
 def _caches(config: DecoderConfig) -> list[str]:
     return [f"{part}.{i}" for i in range(config.num_layers) for part in ("key", "value")]
 
@@ -192,13 +198,13 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "past_key": torch.zeros(cache),
         "past_value": torch.zeros(cache),
         "write": torch.tensor([0]),
-        "mask": torch.zeros(1, 1, _T, _C),
+        "mask": torch.zeros(1, 1, config.num_heads // config.num_kv_heads * _T, _C),
     }
     symbols = {
         "x": {1: "T"},
         "past_key": {2: "C"},
         "past_value": {2: "C"},
-        "mask": {2: "T", 3: "C"},
+        "mask": {2: "M", 3: "C"},
     }
     for name in ("cos", "sin") if config.ropes else ():
         arguments[name] = torch.zeros(1, _T, config.head_dim // 2)
