@@ -48,9 +48,6 @@ class Decoder:
 
     Attributes:
         past_len: committed rows.
-        min_rows: steps of fewer rows are padded. ONNX Runtime multiplies a single row with quantised weights by another
-            kernel than several, which rounds differently; with 2, a token's logits are the same to the last bit whether
-            it is computed alone or in a tree, and plain text is drafted text.
     """
 
     def __init__(self, engine: Engine, compaction: Callable[[], Engine], capacity: int) -> None:
@@ -67,7 +64,6 @@ class Decoder:
         self._is_shared = False  # whether the compaction graph has the caches as they are now
         self._chunk_masks: dict[int, npt.NDArray[np.bool_]] = {}
         self.past_len = 0
-        self.min_rows = 1
 
     def reset(self, length: int = 0) -> None:
         """Forgets all rows but the first `length` committed ones.
@@ -91,8 +87,6 @@ class Decoder:
         Raises:
             RequestError: more rows than fit behind the committed ones.
         """
-        if len(tokens) < self.min_rows:
-            return self._padded_step(tokens, ancestors, depth)
         engine, rows = self.engine, len(tokens)
         self._reserve(self.past_len + rows)
         engine.input("token_ids", (1, rows))[0] = tokens
@@ -109,14 +103,6 @@ class Decoder:
         )
         engine.run()
         return output
-
-    def _padded_step(self, tokens: Ints, ancestors: npt.NDArray[np.bool_], depth: Ints) -> StepOutput:
-        """A step with rows behind its own that see only themselves; their outputs are left out."""
-        rows, size = len(tokens), self.min_rows
-        mask = np.eye(size, dtype=np.bool_)
-        mask[:rows, :rows] = ancestors
-        padded = self.step(np.resize(tokens, size), mask, np.resize(depth, size), np.arange(size))
-        return StepOutput(*(getattr(padded, name)[:rows] for name in StepOutput.__dataclass_fields__))
 
     def commit(self, path: Sequence[int] | Ints) -> None:
         """Keeps the rows `path` (root first, ascending) of the last step, in this order."""

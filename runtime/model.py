@@ -172,7 +172,6 @@ class Model:
         drafter = self._drafter(options)
         loop = Loop(self._decoder, self._full_logits, sampler, verifier, drafter, self._pacer(options))
         loop.log_probabilities = [] if options.log_probabilities else None
-        self._decoder.min_rows = 2 if options.stable else 1
         limit = min(options.max_new_tokens, self.bundle.manifest.capacity - len(prompt))
         return Stream(
             loop=loop,
@@ -197,11 +196,8 @@ class Model:
             self._cached = self._cached[: self._decoder.past_len]
 
     def _reuse(self, prompt: list[int]) -> int:
-        """Goes back to the part of the cache that this prompt shares, and returns its length.
-
-        At least two tokens are left to compute: kernels for a single row round differently (see Decoder).
-        """
-        most = max(0, min(len(self._cached), self._decoder.past_len, len(prompt) - 2))
+        """Goes back to the part of the cache that this prompt shares, one token less at least; returns its length."""
+        most = min(len(self._cached), self._decoder.past_len, len(prompt) - 1)
         shared = next((i for i in range(most) if self._cached[i] != prompt[i]), most)
         self._decoder.reset(shared)
         return shared

@@ -28,8 +28,6 @@ class Options(Sampling):
         adaptive: verify only as many nodes as pay; False verifies the whole tree at each step.
         accept: verification rule; None takes the lossless one that fits.
         posterior_threshold, posterior_alpha: of the rule "typical".
-        stable: pad single rows, so that quantised weights give the same text with and without drafting, to the last
-            bit; costs plain decoding about a tenth of its speed on a CPU, and float weights need none of it.
         raw: a text prompt is taken as it is, without the chat template.
         log_probabilities: report that of each token.
 
@@ -49,7 +47,6 @@ class Options(Sampling):
     accept: str | None = None
     posterior_threshold: float = POSTERIOR_THRESHOLD
     posterior_alpha: float = POSTERIOR_ALPHA
-    stable: bool = False
     raw: bool = False
     log_probabilities: bool = False
 

@@ -57,7 +57,7 @@ class Sums:
 
 
 def measure(
-    model: Model, prompts: Sequence[Prompt], drafts: Sequence[str], max_new_tokens: int, stable: bool
+    model: Model, prompts: Sequence[Prompt], drafts: Sequence[str], max_new_tokens: int
 ) -> dict[str, dict[str, Sums]]:
     """Sums by task and drafter; the task "all" holds everything."""
     sums: dict[str, dict[str, Sums]] = defaultdict(lambda: {name: Sums() for name in drafts})
@@ -68,7 +68,6 @@ def measure(
                 [{"role": "user", "content": _first_turn(prompt)}],
                 draft=name,
                 max_new_tokens=max_new_tokens,
-                stable=stable,
                 log_probabilities=name == PLAIN,
             ).finish()
         if number >= WARM_UP:
@@ -116,14 +115,13 @@ def main() -> None:
     parser.add_argument("--draft", action="append", help="drafter; by default all of the bundle")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--stable", action="store_true", help="pad single rows: quantised text must not change")
     parser.add_argument("--every", type=int, default=1, help="take each n-th prompt")
     parser.add_argument("--output", type=Path, help="write the sums as JSON")
     arguments = parser.parse_args()
     model = seqrt.load(arguments.bundle, threads=arguments.threads)
     drafts = [PLAIN, *(arguments.draft or [name for name in model.drafts if name != PLAIN])]
     prompts = read_prompts(arguments.prompts)[:: arguments.every]
-    sums = measure(model, prompts, drafts, arguments.max_new_tokens, arguments.stable)
+    sums = measure(model, prompts, drafts, arguments.max_new_tokens)
     Console().print(show(sums, drafts))
     for name in drafts[1:]:
         total = sums["all"][name]

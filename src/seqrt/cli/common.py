@@ -89,7 +89,6 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
         "Added to the logit of a token id, -inf bans it; repeat for several.",
     ),
     "seed": (int, None, "Same seed, same text."),
-    "stable": (bool, None, "The same text with and without drafting even with quantised weights; a little slower."),
     "raw": (bool, None, "Take the prompt as it is, without the chat template."),
     "log_probabilities": (bool, None, "Report the log-probability of each token (with --json)."),
 }
