@@ -198,7 +198,7 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "past_key": torch.zeros(cache),
         "past_value": torch.zeros(cache),
         "write": torch.tensor([0]),
-        "mask": torch.zeros(1, 1, config.num_heads // config.num_kv_heads * _T, _C),
+        "mask": torch.zeros(1, 1, _T + 1, _C),
     }
     symbols = {
         "x": {1: "T"},

@@ -9,8 +9,7 @@ One graph serves prefill, plain decoding and tree verification. The data flow of
 The three parts are modules of their own because the exporter traces each distinct one once and repeats it.
 Moving the accepted rows of a tree together is a graph of its own, Compaction: most steps need none, and in the
 decoder its nodes would cost every step (docs/decisions/0005-compaction.md).
-Shapes: T query rows, G query heads that share a key head, R logit rows, A kept rows, C cache capacity, H hidden size,
-D head size.
+Shapes: T query rows, R logit rows, A kept rows, C cache capacity, H hidden size, D head size.
 """
 
 from dataclasses import dataclass
@@ -60,8 +59,8 @@ class Rows:
 
     Attributes:
         cos, sin: rotations `[1, T, D/2]`; None with learned positions.
-        mask: `[1, 1, G T, C]`, once for each of the G heads of a group: 0 for the cache rows that a new row sees, -inf for
-            all others. Engines would turn a bool mask into this one in every layer.
+        mask: `[1, 1, T + 1, C]`, 0 for the cache rows that a new row sees, -inf for all others; the last row is for
+            padding. Engines would turn a bool mask into this one in every layer.
         write: int64 `[1]`, cache row of the first new row.
     """
 
@@ -108,7 +107,7 @@ class Frame(nn.Module):
         return outputs
 
     def _mask(self, kind: LayerKind, ancestors: Tensor, depth: Tensor, past_len: Tensor, capacity: int) -> Tensor:
-        """Mask `[1, 1, G T, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
+        """Mask `[1, 1, T + 1, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
         rows = ancestors.shape[0]
         column = torch.arange(capacity)[None] - past_len  # relative to the first new row
         is_new = (column >= 0) & (column < rows)
@@ -117,8 +116,8 @@ class Frame(nn.Module):
         if kind == "sliding":
             offset = torch.where(is_new, depth[slot], column)  # position of each cache row, relative to past_len
             mask = mask & (depth[:, None] - offset < (self.config.sliding_window or 0))
-        group = self.config.num_heads // self.config.num_kv_heads
-        return torch.where(mask, 0.0, -torch.inf).repeat(group, 1)[None, None]
+        visible = torch.where(mask, 0.0, -torch.inf)
+        return torch.cat([visible, visible[-1:]])[None, None]
 
 
 class Attention(nn.Module):
@@ -146,11 +145,11 @@ class Attention(nn.Module):
             query, key = torch.split(rotate(both, rows), [num_q, num_kv], 1)
         key = tensor_scatter(past_key, key, rows.write)
         value = tensor_scatter(past_value, value, rows.write)
-        # The heads of a group read the same keys: as rows of one head they share a product. That is faster, and a
-        # product of one row is summed in another order than one of several (docs/decisions/0006-grouped-rows.md).
-        query = query.reshape(1, num_kv, -1, config.head_dim)
+        # A product of one row is summed in another order than one of several: with a row of zeros behind the queries
+        # there are always several, and a token gets the same bits alone and in a chain (decision 6).
+        query = nn.functional.pad(query, (0, 0, 0, 1))
         out, *_ = torch.onnx.ops.attention(query, key, value, rows.mask, scale=config.attention_scale)
-        out = out.reshape(1, num_q, -1, config.head_dim)
+        out = out[:, :, :-1]
         return self.o(out.transpose(1, 2).reshape(1, -1, num_q * config.head_dim)), key, value
 
 
