@@ -90,8 +90,7 @@ def export(
         raise ExportError(f"--quantize {quantize} is unknown; choose one of {', '.join(METHODS)}")
     if taken := sorted(set(heads or {}) & set(RESERVED_NAMES)):
         raise ExportError(f"draft heads cannot be called {taken[0]}; choose another name")
-    if bundle.exists() and not force:
-        raise ExportError(f"{bundle} exists; choose another directory or replace it with --force")
+    _check_replaceable(bundle, force)
     checkpoint = open_checkpoint(source)
     limit = checkpoint.config.max_positions
     if capacity is not None and not 1 <= capacity <= limit:
@@ -114,18 +113,32 @@ def _staged(bundle: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
     except OSError as error:
         raise ExportError(f"cannot write to {bundle.parent}: {error.strerror}; choose another directory") from error
+    previous = folder.with_name(f"{folder.name}.previous")
     try:
         yield folder
-        if bundle.is_dir() and not bundle.is_symlink():
-            shutil.rmtree(bundle)
-        elif bundle.exists():
-            bundle.unlink()
+        if bundle.exists():
+            bundle.rename(previous)
         folder.chmod(0o755)  # mkdtemp makes it private
         folder.rename(bundle)
     except OSError as error:
+        if previous.exists() and not bundle.exists():
+            previous.rename(bundle)
         raise ExportError(f"cannot write {bundle}: {error.strerror}; free some space or choose another disk") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def _check_replaceable(bundle: Path, force: bool) -> None:
+    """Raises ExportError unless nothing but a bundle (or an empty directory, with `force`) would be replaced."""
+    if not bundle.exists():
+        return
+    if not force:
+        raise ExportError(f"{bundle} exists; choose another directory or replace it with --force")
+    if not bundle.is_dir() or bundle.is_symlink() or (any(bundle.iterdir()) and not (bundle / MANIFEST).is_file()):
+        raise ExportError(f"{bundle} is no bundle, and --force replaces nothing else; choose another directory")
+    if bundle.resolve() == Path.cwd():
+        raise ExportError(f"{bundle} is the current directory; change to another one to replace it")
 
 
 def _write(

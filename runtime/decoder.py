@@ -151,7 +151,8 @@ class Decoder:
         if rows > self._limit:
             raise RequestError(f"{rows} rows do not fit into a cache of {self._limit}; verify smaller trees")
         self._is_shared = False
-        self._rows = min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
+        size = min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
         for name in self._caches:
             _, heads, _, head_dim = self.engine.inputs[f"past_{name}"].shape
-            self.engine.state(f"past_{name}", f"present_{name}", (1, int(heads), self._rows, int(head_dim)))
+            self.engine.state(f"past_{name}", f"present_{name}", (1, int(heads), size, int(head_dim)))
+        self._rows = size  # last: an interrupt above leaves caches that the next step binds again

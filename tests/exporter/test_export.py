@@ -426,6 +426,7 @@ def nothing_left(folder: Path) -> bool:
 def test_an_existing_bundle_is_not_replaced_unasked(source: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine").write_text("kept")
+    (tmp_path / "bundle" / "seqrt.json").write_text("{}")
     with pytest.raises(ExportError, match=r"bundle exists; choose another directory or replace it with --force$"):
         export(source, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "mine").read_text() == "kept"
@@ -435,6 +436,7 @@ def test_an_existing_bundle_is_not_replaced_unasked(source: Path, tmp_path: Path
 def test_a_failed_export_leaves_what_was_there(source: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine").write_text("kept")
+    (tmp_path / "bundle" / "seqrt.json").write_text("{}")
     with pytest.raises(ExportError, match="tracing began"):
         export(source, tmp_path / "bundle", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -442,16 +444,14 @@ def test_a_failed_export_leaves_what_was_there(source: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("untraced")
-@pytest.mark.parametrize("is_directory", [True, False])
-def test_force_replaces_what_is_there(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_directory: bool
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_force_replaces_bundles_and_empty_directories(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_empty: bool
 ) -> None:
     bundle = tmp_path / "bundle"
-    if is_directory:
-        bundle.mkdir()
-        (bundle / "old").write_text("")
-    else:
-        bundle.write_text("a file")
+    bundle.mkdir()
+    if not is_empty:
+        (bundle / "seqrt.json").write_text("{}")
 
     def write(folder: Path, *rest: object) -> dict[str, dict[str, float]]:
         (folder / "new").write_text("")
@@ -544,3 +544,16 @@ def test_source_quantisation_of_a_float_model_is_refused(source: Path, tmp_path:
     with pytest.raises(ExportError):
         export(source, tmp_path / "bundle", quantize="source")
     assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("make", ["file", "full directory"])
+def test_force_replaces_nothing_but_bundles(tmp_path: Path, make: str) -> None:
+    target = tmp_path / "home"
+    if make == "file":
+        target.write_text("precious")
+    else:
+        target.mkdir()
+        (target / "thesis.txt").write_text("precious")
+    with pytest.raises(ExportError, match="is no bundle, and --force replaces nothing else"):
+        export(tmp_path / "missing", target, force=True)
+    assert (target if make == "file" else target / "thesis.txt").read_text() == "precious"
