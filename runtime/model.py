@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from seqrt.errors import RequestError
+from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate
 from seqrt.runtime.decoder import Decoder, Floats
@@ -187,13 +187,19 @@ class Model:
     def _tokens(self, loop: Loop, prompt: list[int]) -> Iterator[list[int]]:
         """Runs the loop over the cache, and keeps account of what is in the cache however it ends."""
         reused = self._reuse(prompt)
-        self._cached = list(prompt)
+        cached = self._cached = list(prompt)  # a list of this answer's own: whoever comes next makes another
         try:
             for tokens in loop.run(prompt, reused):
-                self._cached += tokens
+                cached += tokens
                 yield tokens
+                if self._cached is not cached:
+                    raise RequestError(
+                        "another answer was begun before this one ended, and there is one cache;"
+                        " finish one first, or load the bundle twice"
+                    )
         finally:
-            self._cached = self._cached[: self._decoder.past_len]
+            if self._cached is cached:
+                del cached[self._decoder.past_len :]
 
     def _reuse(self, prompt: list[int]) -> int:
         """Goes back to the part of the cache that this prompt shares, one token less at least; returns its length."""
@@ -211,8 +217,9 @@ class Model:
                 f"the prompt has {len(prompt)} tokens, the bundle's capacity is {capacity} with the answer;"
                 " shorten it or export with a larger --capacity"
             )
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise RequestError(f"the prompt has token {max(max(prompt), -min(prompt))}; ids are 0 to {vocab_size - 1}")
+        unknown = next((token for token in prompt if not 0 <= token < vocab_size), None)
+        if unknown is not None:
+            raise RequestError(f"the prompt has token {unknown}; ids are 0 to {vocab_size - 1}")
 
     def _full_logits(self, hidden: Floats) -> Floats:
         engine = self._engine("logits")
@@ -275,4 +282,12 @@ def _tokenizer(bundle: Bundle) -> "Tokenizer | None":
         return None
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(text)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more specific
+        raise BundleError(
+            f"{bundle.path / 'tokenizer.json'} cannot be read ({error}); upgrade tokenizers or export again"
+        ) from error
+    tokenizer.no_truncation()  # training settings that some files keep: they would cut prompts silently
+    tokenizer.no_padding()
+    return tokenizer
