@@ -62,7 +62,7 @@ def llama() -> Any:
         bos_token_id=BOS,
         eos_token_id=EOS,
     )
-    return _randomize(transformers.LlamaForCausalLM(config), 0.3)
+    return _randomize(transformers.LlamaForCausalLM(config), 0.4)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,469 @@
+"""A loaded bundle as its users call it, against transformers and against itself without drafting."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import seqrt
+from seqrt.errors import BundleError, RequestError
+from seqrt.runtime.decoder import StepOutput
+from seqrt.runtime.drafters import Proposal
+from seqrt.runtime.model import Model, load
+from seqrt.runtime.options import Options
+from seqrt.runtime.tree import Tree
+
+Continuation = Callable[[Any, list[int], int], list[int]]
+LogitsOf = Callable[[Any, list[int]], npt.NDArray[np.float32]]
+
+TEXT = "the rest of the string in the tool"
+BOS, EOS, USER, ASSISTANT = 0, 1, 2, 3
+DRAFTS = [("none", True), ("lookup", True), ("lookup", False), ("medusa", True), ("medusa", False)]
+
+
+@dataclass(slots=True)
+class Prophet:
+    """Knows the answer and drafts it, `length` tokens at a time."""
+
+    answer: list[int]
+    length: int = 6
+    name: str = "lookup"
+    place: int = 0
+
+    def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
+        self.place = 0
+
+    def propose(self, root: int, max_nodes: int) -> Proposal:
+        ahead = self.answer[self.place + 1 : self.place + min(self.length, max_nodes)]
+        return Proposal(Tree.chain([root, *ahead]), np.ones(1 + len(ahead)))
+
+    def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
+        self.place += len(tokens)
+
+
+def prophesied(model: Model, answer: list[int]) -> dict[str, Any]:
+    """Options under which every draft of `model` comes true."""
+    model._drafters["lookup", None] = Prophet(answer)
+    return {"draft": "lookup", "adaptive": False}
+
+
+@pytest.fixture
+def model(llama_bundle: Path) -> Model:
+    return load(llama_bundle, threads=1)
+
+
+@pytest.fixture
+def prompt(model: Model) -> list[int]:
+    return model.encode(TEXT)
+
+
+@pytest.fixture
+def answer(llama: Any, prompt: list[int], continuation: Continuation) -> list[int]:
+    """64 greedy tokens by transformers."""
+    tokens = continuation(llama, prompt, 64)
+    assert len(set(tokens)) > 10
+    return tokens
+
+
+def test_the_face_of_the_package(llama_bundle: Path) -> None:
+    model = seqrt.load(str(llama_bundle), backend="cpu", threads=1)
+    assert isinstance(model, seqrt.Model)
+    assert model.drafts == ("none", "lookup", "medusa")
+    assert 0 < model.load_seconds < 60
+    text = "".join(model.stream(TEXT, draft="medusa", max_new_tokens=8))
+    assert text == model.generate(TEXT, seqrt.Options(max_new_tokens=8)).text
+
+
+@pytest.mark.parametrize(("draft", "adaptive"), DRAFTS)
+def test_greedy_is_that_of_transformers(
+    model: Model, prompt: list[int], answer: list[int], draft: str, adaptive: bool
+) -> None:
+    made = model.generate(prompt, draft=draft, adaptive=adaptive, max_new_tokens=64, ignore_eos=True)
+    assert made.token_ids == answer
+    assert (made.prompt_tokens, made.new_tokens, made.finish_reason, made.draft) == (len(prompt), 64, "length", draft)
+    assert made.text == model.tokenizer.decode(answer)
+    if not adaptive:
+        assert max(made.trace.rows) > 1
+    if draft == "none":
+        assert (made.steps, made.tokens_per_step) == (63, 1.0)
+
+
+@pytest.mark.parametrize("tree", ["0 1 00", "0 00 000", "mc_sim_7b_63"])
+def test_trees_for_the_heads(model: Model, prompt: list[int], answer: list[int], tree: str) -> None:
+    if tree == "mc_sim_7b_63":
+        with pytest.raises(RequestError, match="the tree is 4 deep but there are 3 draft heads"):
+            model.generate(prompt, draft="medusa", tree=tree)
+        return
+    made = model.generate(prompt, draft="medusa", tree=tree, adaptive=False, max_new_tokens=40, ignore_eos=True)
+    assert made.token_ids == answer[:40]
+    assert max(made.trace.rows) == 4
+
+
+def test_the_heads_own_tree_is_the_default(model: Model, prompt: list[int]) -> None:
+    made = model.generate(prompt, draft="medusa", adaptive=False, max_new_tokens=10, ignore_eos=True)
+    assert set(made.trace.rows) == {8}, "seven paths and the root"
+    made = model.generate(prompt, draft="medusa", adaptive=False, max_rows=3, max_new_tokens=10, ignore_eos=True)
+    assert set(made.trace.rows) == {3}
+
+
+@pytest.mark.parametrize("accept", [None, "match", "typical"])
+def test_sampling_with_a_seed(model: Model, prompt: list[int], accept: str | None) -> None:
+    options = Options(temperature=1.0, top_p=0.95, seed=11, max_new_tokens=40, ignore_eos=True)
+    plain = model.generate(prompt, options)
+    assert model.generate(prompt, options).token_ids == plain.token_ids
+    assert model.generate(prompt, options, seed=12).token_ids != plain.token_ids
+    if accept == "typical":
+        made = model.generate(prompt, options, draft="medusa", accept=accept)
+        assert made.new_tokens == 40
+        return
+    for draft, adaptive in DRAFTS:
+        made = model.generate(prompt, options, draft=draft, adaptive=adaptive, accept=accept)
+        assert made.token_ids == plain.token_ids
+    made = model.generate(prompt, options, accept=accept, **prophesied(model, plain.token_ids))
+    assert made.token_ids == plain.token_ids
+    assert made.steps <= 8
+
+
+def test_end_token_within_an_accepted_path(model: Model, prompt: list[int], answer: list[int]) -> None:
+    # neither the root of a chain of six nor its end
+    places = [i for i, token in enumerate(answer) if i > 8 and i % 6 in (1, 2, 3, 4) and token not in answer[:i]]
+    place = places[0]
+    plain = model.generate(prompt, stop_ids=(answer[place],), ignore_eos=True)
+    made = model.generate(prompt, stop_ids=(answer[place],), ignore_eos=True, **prophesied(model, answer))
+    assert made.steps < plain.steps
+    for generation in (plain, made):
+        assert generation.token_ids == answer[: place + 1]
+        assert generation.finish_reason == "stop"
+        assert generation.text == model.tokenizer.decode(answer[:place])
+
+
+def biased_to_end(answer: list[int]) -> dict[str, Any]:
+    """Makes the model's own end token likely enough to come early."""
+    return {"logit_bias": {EOS: 9.0}, "max_new_tokens": 64}
+
+
+def test_the_models_own_end_token_and_a_least_length(
+    model: Model, llama: Any, prompt: list[int], answer: list[int], logits_of: LogitsOf
+) -> None:
+    ended = model.generate(prompt, **biased_to_end(answer))
+    assert (ended.finish_reason, ended.token_ids[-1]) == ("stop", EOS)
+    assert ended.new_tokens < 30
+    least = ended.new_tokens + 10
+    expected: list[int] = []
+    while len(expected) < 64 and EOS not in expected:
+        logits = logits_of(llama, prompt + expected)[-1].copy()
+        logits[EOS] = -np.inf if len(expected) < least else logits[EOS] + 9
+        expected.append(int(logits.argmax()))
+    for options in ({"draft": "none"}, {"draft": "lookup"}, prophesied(model, expected)):
+        made = model.generate(prompt, min_new_tokens=least, **biased_to_end(answer), **options)
+        assert made.token_ids == expected
+        assert made.new_tokens >= least
+        model._drafters.clear()
+    ignored = model.generate(prompt, ignore_eos=True, **biased_to_end(answer))
+    assert (ignored.new_tokens, ignored.finish_reason) == (64, "length")
+
+
+def test_min_new_tokens_as_transformers(model: Model, llama: Any, prompt: list[int]) -> None:
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        made = llama.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=20,
+            max_new_tokens=40,
+            eos_token_id=list(range(4, 230)),
+            pad_token_id=0,
+        )
+    expected = made[0, len(prompt) :].tolist()
+    bans = tuple(range(4, 230))
+    model._info = type(model._info)(
+        **{name: getattr(model._info, name) for name in model._info.__slots__} | {"eos_token_ids": bans}
+    )
+    assert model.generate(prompt, min_new_tokens=20, max_new_tokens=40).token_ids == expected
+
+
+@pytest.mark.parametrize("is_drafted", [False, True])
+def test_stop_text_is_cut_off(model: Model, prompt: list[int], answer: list[int], is_drafted: bool) -> None:
+    text = model.tokenizer.decode(answer)
+    for start in range(6, 30, 5):
+        stop = text[start : start + 3]
+        options = prophesied(model, answer) if is_drafted else {}
+        stream = model.stream(prompt, stop=(stop, "never occurs"), max_new_tokens=64, ignore_eos=True, **options)
+        pieces = list(stream)
+        assert "".join(pieces) == text[: text.index(stop)] == stream.result.text
+        assert stream.result.finish_reason == "stop"
+        assert stream.result.token_ids == answer[: stream.result.new_tokens]
+        assert stop in model.tokenizer.decode(stream.result.token_ids) or "\ufffd" in stop
+
+
+def test_a_stop_text_that_is_only_begun_is_given_out_at_the_end(
+    model: Model, prompt: list[int], answer: list[int]
+) -> None:
+    text = model.tokenizer.decode(answer[:20])
+    made = model.generate(prompt, stop=(text[-2:] + "and more",), max_new_tokens=20, ignore_eos=True)
+    assert (made.text, made.finish_reason) == (text, "length")
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("is_drafted", [False, True])
+def test_exactly_so_many_tokens(
+    model: Model, prompt: list[int], answer: list[int], count: int, is_drafted: bool
+) -> None:
+    options = prophesied(model, answer) if is_drafted else {}
+    made = model.generate(prompt, max_new_tokens=count, ignore_eos=True, log_probabilities=True, **options)
+    assert (made.token_ids, made.new_tokens, made.finish_reason) == (answer[:count], count, "length")
+    assert made.log_probabilities is not None
+    assert len(made.log_probabilities) == count
+
+
+def test_log_probabilities(model: Model, llama: Any, prompt: list[int], answer: list[int], logits_of: LogitsOf) -> None:
+    logits = logits_of(llama, prompt + answer)[len(prompt) - 1 : -1].astype(np.float64)
+    expected = (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(64), answer]
+    for options in ({}, {"draft": "medusa"}, prophesied(model, answer)):
+        made = model.generate(prompt, log_probabilities=True, max_new_tokens=64, ignore_eos=True, **options)
+        np.testing.assert_allclose(np.array(made.log_probabilities), expected, atol=1e-4)
+    assert model.generate(prompt, max_new_tokens=3).log_probabilities is None
+
+
+@pytest.mark.parametrize("length", [1, 60, 120, 127])
+def test_the_capacity_ends_every_answer_at_the_same_token(
+    mistral_bundle: Path, mistral: Any, continuation: Continuation, length: int
+) -> None:
+    prompt = (list(range(5, 25)) * 7)[:length]
+    expected = continuation(mistral, prompt, 128 - length)
+    model = load(mistral_bundle, threads=1)
+    for options in ({}, {"draft": "lookup"}, {"draft": "lookup", "adaptive": False}, prophesied(model, expected)):
+        made = model.generate(prompt, max_new_tokens=500, ignore_eos=True, **options)
+        assert made.token_ids == expected
+        assert made.finish_reason == "length"
+
+
+CHAT = ("the ring", "of the tin", "to the sea")
+
+
+def conversation(answers: Sequence[str]) -> list[dict[str, str]]:
+    """All turns so far, and the next question."""
+    messages = []
+    for question, reply in zip(CHAT, answers, strict=False):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return [*messages, {"role": "user", "content": CHAT[len(answers)]}]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the prompt parts that decoders really compute, in order."""
+    from seqrt.runtime.decoder import Decoder
+
+    lengths: list[int] = []
+    original = Decoder.prefill
+
+    def counted(self: Decoder, tokens: Sequence[int]) -> list[StepOutput]:
+        lengths.append(len(tokens))
+        return original(self, tokens)
+
+    monkeypatch.setattr(Decoder, "prefill", counted)
+    return lengths
+
+
+@pytest.mark.parametrize(("draft", "adaptive"), DRAFTS)
+def test_turns_of_a_chat_reuse_the_cache(
+    model: Model, llama_bundle: Path, computed: list[int], draft: str, adaptive: bool
+) -> None:
+    options: dict[str, Any] = {"draft": draft, "adaptive": adaptive, "max_new_tokens": 20}
+    answers: list[str] = []
+    for _ in CHAT:
+        messages = conversation(answers)
+        made = model.chat(messages, **options)
+        whole, reused = made.prompt_tokens, made.prompt_tokens - computed[-1]
+        fresh = load(llama_bundle, threads=1).chat(messages, **options)
+        assert computed[-1] == whole
+        assert (made.text, made.token_ids) == (fresh.text, fresh.token_ids)
+        assert (reused > 0) == bool(answers)
+        answers.append(made.text)
+
+
+def test_token_ids_are_reused_to_the_last_computed_row(
+    model: Model, prompt: list[int], answer: list[int], computed: list[int]
+) -> None:
+    for options in ({}, prophesied(model, answer)):
+        model.generate([9, 9], max_new_tokens=1)
+        model.generate(prompt, max_new_tokens=20, ignore_eos=True, **options)
+        made = model.generate(prompt + answer[:20] + [7], max_new_tokens=4, ignore_eos=True)
+        assert computed[-1] <= 2, "the last token of an answer has not been computed, the new one neither"
+        model.generate([9, 9], max_new_tokens=1)
+        again = model.generate(prompt + answer[:20] + [7], max_new_tokens=4, ignore_eos=True)
+        assert computed[-1] == len(prompt) + 21
+        assert made.token_ids == again.token_ids
+
+
+def test_the_same_prompt_again(model: Model, prompt: list[int], answer: list[int], computed: list[int]) -> None:
+    for _ in range(2):
+        assert model.generate(prompt, max_new_tokens=30, ignore_eos=True).token_ids == answer[:30]
+    assert computed == [len(prompt), 1]
+
+
+@pytest.mark.parametrize("is_drafted", [False, True])
+@pytest.mark.parametrize("num_pieces", [0, 1, 5])
+def test_an_abandoned_stream_leaves_a_usable_cache(
+    model: Model, prompt: list[int], answer: list[int], num_pieces: int, is_drafted: bool
+) -> None:
+    options = prophesied(model, answer) if is_drafted else {}
+    stream = model.stream(prompt, max_new_tokens=60, ignore_eos=True, **options)
+    pieces = iter(stream)
+    for _ in range(num_pieces):
+        next(pieces)
+    assert stream.result.token_ids == answer[: stream.result.new_tokens]
+    assert "".join(answer_pieces(model, answer)).startswith(stream.result.text)
+    pieces.close()  # type: ignore[attr-defined]
+    longer = prompt + answer[:25]
+    assert model.generate(longer, max_new_tokens=20, ignore_eos=True).token_ids == answer[25:45]
+
+
+def answer_pieces(model: Model, answer: list[int]) -> Iterator[str]:
+    yield model.tokenizer.decode(answer)
+
+
+def test_an_answer_that_was_overtaken_says_so(model: Model, prompt: list[int], answer: list[int]) -> None:
+    """And what it leaves behind, whenever that is, does not disturb the one that overtook it."""
+    first = iter(model.stream([7, 8, 9], max_new_tokens=60, ignore_eos=True))
+    next(first)
+    second = iter(model.stream(prompt, max_new_tokens=30, ignore_eos=True))
+    next(second)
+    with pytest.raises(RequestError, match=r"^another answer was begun before this one ended.*load the bundle twice$"):
+        for _ in first:
+            pass
+    for _ in second:
+        pass
+    made = model.generate(prompt + answer[:30], max_new_tokens=20, ignore_eos=True)
+    assert made.token_ids == answer[30:50]
+
+
+def test_scoring_between_answers(model: Model, prompt: list[int], answer: list[int]) -> None:
+    model.generate(prompt, max_new_tokens=10)
+    model.score(prompt + answer)
+    assert model.generate(prompt, max_new_tokens=10, ignore_eos=True).token_ids == answer[:10]
+
+
+def test_texts_go_through_the_chat_template_unless_raw(model: Model) -> None:
+    template = [BOS, USER, *model.encode(TEXT), EOS, ASSISTANT]
+    assert model.generate(TEXT, max_new_tokens=1).prompt_tokens == len(template)
+    assert model.generate(TEXT, raw=True, max_new_tokens=1).prompt_tokens == len(template) - 4
+    expected = model.generate(template, max_new_tokens=20).token_ids
+    assert model.generate(TEXT, max_new_tokens=20).token_ids == expected
+    assert model.chat([{"role": "user", "content": TEXT}], max_new_tokens=20).token_ids == expected
+
+
+def test_streamed_pieces_are_the_text(model: Model) -> None:
+    stream = model.stream(TEXT, max_new_tokens=50, ignore_eos=True, draft="lookup")
+    pieces = list(stream)
+    assert "".join(pieces) == stream.result.text == model.tokenizer.decode(stream.result.token_ids)
+    assert all(pieces)
+    assert len(pieces) > 5
+
+
+def test_options_and_changes(model: Model, prompt: list[int]) -> None:
+    options = Options(max_new_tokens=5, ignore_eos=True)
+    assert model.generate(prompt, options).new_tokens == 5
+    assert model.generate(prompt, options, max_new_tokens=3).new_tokens == 3
+    with pytest.raises(TypeError, match="max_tokens"):
+        model.generate(prompt, max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), r"^the prompt is empty; give some text$"),
+        (("",), r"^the prompt is empty; give some text$"),
+        (("  \n",), r"^the prompt is empty; give some text$"),
+        (([5] * 1024,), r"^the prompt has 1024 tokens, the bundle's capacity is 1024 with the answer; shorten it or"),
+        (([5] * 3000,), r"^the prompt has 3000 tokens"),
+        (([5, 272],), r"^the prompt has token 272; ids are 0 to 271$"),
+        (([5, -1],), r"^the prompt has token -1; ids are 0 to 271$"),
+    ],
+)
+def test_prompts_that_cannot_be_served(model: Model, arguments: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.generate(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draft": "hydra"}, r"^--draft hydra is not in this bundle; choose one of none, lookup, medusa$"),
+        ({"draft": "lookup", "tree": "0 1"}, r"^--tree 0 1 needs draft heads; --draft lookup proposes chains$"),
+        ({"draft": "medusa", "tree": "no_such"}, r"^no tree is called 'no_such'"),
+        ({"draft": "medusa", "tree": "00"}, r"^path 00 of the tree has no parent before it"),
+        ({"draft": "medusa", "tree": "0 12."}, r"^the tree asks for candidate 12 of a draft head, which gives 10"),
+        ({"accept": "reject", "temperature": 1.0}, r"--accept"),
+        ({"accept": "greedy", "temperature": 1.0}, r"^--accept greedy goes with --temperature 0"),
+        ({"logit_bias": {272: 1.0}}, r"^--logit-bias names token 272; the vocabulary has ids 0 to 271$"),
+        ({"max_new_tokens": 0}, r"^--max-new-tokens is 0; give 1 or more$"),
+        ({"min_new_tokens": -1}, r"^--min-new-tokens is -1; give 0 or more$"),
+        ({"max_rows": 0}, r"^--max-rows is 0; give 1 or more$"),
+        ({"posterior_threshold": float("nan")}, r"^--posterior-threshold is nan; give more than 0 and at most 1$"),
+        ({"posterior_alpha": 0.0}, r"^--posterior-alpha is 0.0; give more than 0 and at most 1$"),
+        ({"accept": "best"}, r"^--accept is 'best'; choose one of greedy, match, reject, typical$"),
+        ({"stop": ("",)}, r"^--stop is empty; give the text to stop at$"),
+        ({"temperature": -1.0}, r"^--temperature is -1.0; give 0 \(greedy\) or 0.001 or more$"),
+        ({"temperature": float("nan")}, r"^--temperature is nan"),
+    ],
+)
+def test_options_that_cannot_be_served(model: Model, prompt: list[int], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.generate(prompt, **changes)
+
+
+def test_conversations_that_cannot_be_served(model: Model, mistral_bundle: Path) -> None:
+    for messages in ([], [{"role": "user", "content": " "}], [{"role": "user"}]):
+        with pytest.raises(RequestError, match=r"^the prompt is empty; give some text$"):
+            model.chat(messages)
+    plain = load(mistral_bundle, threads=1)
+    with pytest.raises(RequestError, match="has no chat template; use --raw prompts"):
+        plain.chat([{"role": "user", "content": "hi"}])
+    with pytest.raises(RequestError, match="has no tokenizer; give the prompt as token ids"):
+        plain.generate("hi")
+    with pytest.raises(RequestError, match="has no tokenizer"):
+        plain.score("hi there")
+
+
+def test_tokens_without_a_tokenizer_have_no_text(mistral_bundle: Path) -> None:
+    made = load(mistral_bundle, threads=1).generate([5, 6, 7], max_new_tokens=6, ignore_eos=True)
+    assert (made.text, made.new_tokens) == ("", 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "tpu"}, r"^--backend tpu is unknown; choose one of cpu"),
+        ({"threads": -1}, r"^--threads is -1; give 0 \(one a core\) or more$"),
+    ],
+)
+def test_loads_that_cannot_be_served(llama_bundle: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        load(llama_bundle, **arguments)
+
+
+def test_loading_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load(tmp_path)
+
+
+def test_the_json_document(model: Model, prompt: list[int]) -> None:
+    made = model.generate(prompt, max_new_tokens=9, ignore_eos=True, draft="lookup", log_probabilities=True)
+    document = json.loads(json.dumps(made.to_dict()))
+    assert set(document) == {
+        "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "draft", "steps",
+        "tokens_per_step", "seconds", "tokens_per_second", "log_probabilities",
+    }  # fmt: skip
+    assert set(document["seconds"]) == {"load", "prefill", "decode"}
+    assert all(value > 0 for value in document["seconds"].values())
+    assert document["token_ids"] == made.token_ids
+    assert document["tokens_per_second"] == pytest.approx(8 / made.seconds["decode"], rel=1e-3)
+    assert "log_probabilities" not in model.generate(prompt, max_new_tokens=2).to_dict()
