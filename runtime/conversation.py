@@ -1,5 +1,6 @@
 """Conversations as they are played: turns of a user, each answered before the next."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from seqrt.errors import RequestError
@@ -42,10 +43,9 @@ class Conversation:
         """
         for message in self.messages:
             _check_text(message["content"])
-        has_template = _has_template(model.bundle)
-        if not options.raw and (has_template or len(self.messages) > 1):
-            return model.stream_chat(self.messages, options)
-        return model.stream(self._raw_text(), options)
+        if options.raw or not _has_template(model.bundle):
+            return model.stream(self._raw_text(), dataclasses.replace(options, raw=True))
+        return model.stream_chat(self.messages, options)
 
     def _raw_text(self) -> str:
         parts: list[str] = []

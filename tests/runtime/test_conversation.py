@@ -55,6 +55,12 @@ def test_without_a_template_a_single_prompt_is_raw() -> None:
     assert played(Echo(), Prompt(turns=("a",)), Options()) == ["a"]
 
 
+def test_without_a_template_further_turns_are_raw_too() -> None:
+    assert played(Echo(), Prompt(turns=("a", "b")), Options()) == ["a", "a[1]\nb"]
+    system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "u"}
+    assert played(Echo(), Prompt(messages=(system, user)), Options()) == ["s\nu"]
+
+
 def test_half_a_character() -> None:
     conversation = Conversation()
     conversation.ask("ab\ud83d")
