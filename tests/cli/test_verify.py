@@ -25,7 +25,7 @@ def test_drafting_changes_nothing(seqrt: Seqrt, bundle: Path, prompts: Path) -> 
     assert result.code == 0
     assert [row["draft"] for row in document["rows"]] == ["lookup", "medusa"]
     assert document | {"rows": None} == {
-        "prompts": 4,
+        "prompts": 2,
         "tokens": 2 * 3 * 24,
         "mismatches": 0,
         "ties": 0,
@@ -103,3 +103,6 @@ def test_repeat_and_draft_names_are_checked_before_anything_runs(seqrt: Seqrt, b
     assert result.code == 2
     assert "--draft hydra is not in this bundle" in result.error
     assert seqrt("verify", bundle, "--temperature", 1).code == 2
+    result = seqrt("verify", bundle, "--draft", "none")
+    assert result.code == 2
+    assert result.error == "--draft none leaves nothing to compare; name a drafter"

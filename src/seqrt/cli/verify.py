@@ -10,6 +10,7 @@ import typer
 from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, command
 from seqrt.cli.console import emit, fail, print_table, progress
 from seqrt.cli.session import drafted, open_model, prompts_of
+from seqrt.errors import RequestError
 from seqrt.runtime.options import Options
 from seqrt.runtime.prompts import Prompt
 
@@ -72,12 +73,14 @@ def verify(
     counts as a tie when, at the first token that differs, the plain run's best two log-probabilities lie
     within 0.001.
     """
+    if draft and set(draft) == {"none"}:
+        raise RequestError("--draft none leaves nothing to compare; name a drafter")
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
     plain, *others = drafted(model, draft, options)
     with progress("verifying", len(asked)) as advance:
         tallies = _compare(model, asked, plain, others, advance)
-    _report(tallies, as_json=as_json)
+    _report(tallies, len(asked), as_json=as_json)
     if wrong := sum(tally.mismatches for tally in tallies):
         fail(f"{wrong} of {sum(tally.prompts for tally in tallies)} answers differ from plain decoding")
         raise typer.Exit(1)
@@ -125,15 +128,13 @@ def _judge(
         conversation.answer(expected.text)
 
 
-def _report(tallies: Sequence[Tally], *, as_json: bool) -> None:
+def _report(tallies: Sequence[Tally], num_prompts: int, *, as_json: bool) -> None:
     firsts = [tally.first_mismatch for tally in tallies if tally.first_mismatch is not None]
     if as_json:
-        total = {
-            name: sum(getattr(tally, name) for tally in tallies) for name in ("prompts", "tokens", "mismatches", "ties")
-        }
-        rate = total["mismatches"] / max(total["prompts"], 1)
+        total = {name: sum(getattr(tally, name) for tally in tallies) for name in ("tokens", "mismatches", "ties")}
+        rate = total["mismatches"] / max(sum(tally.prompts for tally in tallies), 1)
         rows = [dataclasses.asdict(tally) for tally in tallies]
-        emit(total | {"rate": rate, "first_mismatch": firsts[0] if firsts else None, "rows": rows})
+        emit({"prompts": num_prompts} | total | {"rate": rate, "first_mismatch": firsts[0] if firsts else None, "rows": rows})
         return
     print_table(
         ("draft", "prompts", "tokens", "mismatches", "rate", "ties"),
