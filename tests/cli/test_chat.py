@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from seqrt.errors import EngineError
 from seqrt.runtime.generate import Loop
 from seqrt.runtime.model import Model
 
@@ -67,6 +68,30 @@ def test_a_message_that_does_not_fit_is_forgotten(
     assert result.code == 0
     assert "capacity is 256" in result.error
     assert "/reset" in result.error
+    assert [message["content"] for message in heard[-1]] == ["the dog"]
+
+
+def test_an_answer_that_fails_on_its_way_is_forgotten(
+    seqrt: Seqrt,
+    bundle: Path,
+    say: Callable[[str], None],
+    heard: list[list[dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, left = Loop._step, [3]
+
+    def failing(loop: Loop, *arguments: Any) -> list[int]:
+        left[0] -= 1
+        if left[0] == 0:
+            raise EngineError("the engine failed")
+        return step(loop, *arguments)
+
+    monkeypatch.setattr(Loop, "_step", failing)
+    say("the fox\nthe dog\n")
+    result = seqrt("chat", bundle, "--ignore-eos", "--max-new-tokens", 6, "--json")
+    assert result.code == 0
+    assert result.err.count("seqrt: error: the engine failed (/reset forgets the conversation)\n") == 1
+    assert [answer["new_tokens"] for answer in json.loads(result.out)["results"]] == [6]
     assert [message["content"] for message in heard[-1]] == ["the dog"]
 
 

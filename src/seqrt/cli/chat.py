@@ -10,7 +10,7 @@ from seqrt.cli.common import Backend, BundlePath, Json, Threads, check_text, com
 from seqrt.cli.console import emit, fail, note
 from seqrt.cli.run import summary
 from seqrt.cli.session import open_model
-from seqrt.errors import RequestError
+from seqrt.errors import RequestError, SeqrtError
 from seqrt.runtime.options import Options
 
 if TYPE_CHECKING:
@@ -83,19 +83,23 @@ def _answer(
     """
     before = list(conversation.messages)
     conversation.ask(text)
+    stopped = begun = False
     try:
         stream = conversation.stream(model, options)
-    except RequestError as error:
+        try:
+            for piece in stream:
+                begun = True
+                out.write(piece)
+                out.flush()
+        except KeyboardInterrupt:
+            stopped = True
+    except SeqrtError as error:
+        if begun:
+            out.write("\n")
+            out.flush()
         fail(f"{error} (/reset forgets the conversation)")
         conversation.messages[:] = before
         return []
-    stopped = False
-    try:
-        for piece in stream:
-            out.write(piece)
-            out.flush()
-    except KeyboardInterrupt:
-        stopped = True
     out.write("\n")
     out.flush()
     if stopped:
