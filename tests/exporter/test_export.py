@@ -2,6 +2,9 @@
 
 import errno
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -476,6 +479,27 @@ def test_whatever_ends_an_export_leaves_nothing(
     with pytest.raises(type(error)):
         export(source, tmp_path / "bundle")
     assert nothing_left(tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import seqrt.exporter.export as module
+
+module.decoder_graph = lambda config: os.kill(os.getpid(), signal.SIGKILL)
+module.export(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_the_old_bundle(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine").write_text("kept")
+    arguments = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "bundle")]
+    ended = subprocess.run(arguments, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["mine"]
+    assert len(list(tmp_path.iterdir())) == 2, "it died with its temporary folder in place"
 
 
 def test_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

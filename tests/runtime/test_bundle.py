@@ -41,9 +41,7 @@ GRAPHS = tuple(
     GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile="ort", opset=24)
     for role in ("decoder", "logits")
 )
-HEADS = HeadInfo(
-    name="medusa", kind="medusa", num_heads=4, top_k=10, tree=("0", "00"), accuracy=((0.5, 0.25), (1.0,))
-)
+HEADS = HeadInfo(name="medusa", kind="medusa", num_heads=4, top_k=10, tree=("0", "00"), accuracy=((0.5, 0.25), (1.0,)))
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +94,7 @@ def test_what_was_written_is_read(bundle: Path) -> None:
     manifest = opened.manifest
     assert (manifest.name, manifest.capacity, manifest.schema) == ("tiny", 128, SCHEMA)
     assert (manifest.model, manifest.graphs, manifest.heads) == (MODEL, GRAPHS, (HEADS,))
-    assert manifest.quality == Quality(
-        tokens=100, perplexity=12.0, source_perplexity=11.5, top1_agreement=0.99
-    )
+    assert manifest.quality == Quality(tokens=100, perplexity=12.0, source_perplexity=11.5, top1_agreement=0.99)
     assert opened.graph("logits") == bundle / "graphs" / "logits.onnx"
     assert opened.file("graphs/weights.bin") == bundle / "graphs" / "weights.bin"
     assert opened.text("chat_template.jinja") == "größer {{ messages }}"
@@ -117,9 +113,7 @@ def test_optional_parts_may_be_absent(bundle: Path) -> None:
 def test_files_are_described_by_size_and_hash(bundle: Path) -> None:
     content = (bundle / "graphs" / "weights.bin").read_bytes()
     described = describe_files(bundle)
-    assert described["graphs/weights.bin"] == FileInfo(
-        size=len(content), sha256=hashlib.sha256(content).hexdigest()
-    )
+    assert described["graphs/weights.bin"] == FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     graphs = {"graphs/decoder.onnx", "graphs/logits.onnx", "graphs/weights.bin"}
     assert set(described) == {"chat_template.jinja"} | graphs
 
@@ -132,7 +126,7 @@ def test_hash_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
 
 def test_what_is_not_in_a_bundle_is_named(bundle: Path) -> None:
     opened = open_bundle(bundle)
-    with pytest.raises(BundleError, match=r"has no 'hydra' graph; it holds \['decoder', 'logits'\]"):
+    with pytest.raises(BundleError, match=r"has no 'hydra' graph, only decoder, logits; export the model again"):
         opened.graph("hydra")
     with pytest.raises(BundleError, match=r"has no tree\.json; export the model again"):
         opened.file("tree.json")
@@ -329,9 +323,7 @@ def test_verify_looks_behind_the_stamp(bundle: Path) -> None:
         opened.verify()
 
 
-def test_cache_folder_that_cannot_be_written(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder_that_cannot_be_written(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert open_bundle(bundle).manifest.name == "tiny"
