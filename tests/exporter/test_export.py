@@ -494,11 +494,12 @@ module.export(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
 @pytest.mark.slow
 def test_a_killed_export_leaves_the_old_bundle(source: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "mine").write_text("kept")
+    (tmp_path / "bundle" / "seqrt.json").write_text("old")
     arguments = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "bundle")]
     ended = subprocess.run(arguments, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["mine"]
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["seqrt.json"]
+    assert (tmp_path / "bundle" / "seqrt.json").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2, "it died with its temporary folder in place"
 
 
