@@ -134,7 +134,11 @@ def _report(tallies: Sequence[Tally], num_prompts: int, *, as_json: bool) -> Non
         total = {name: sum(getattr(tally, name) for tally in tallies) for name in ("tokens", "mismatches", "ties")}
         rate = total["mismatches"] / max(sum(tally.prompts for tally in tallies), 1)
         rows = [dataclasses.asdict(tally) for tally in tallies]
-        emit({"prompts": num_prompts} | total | {"rate": rate, "first_mismatch": firsts[0] if firsts else None, "rows": rows})
+        emit(
+            {"prompts": num_prompts}
+            | total
+            | {"rate": rate, "first_mismatch": firsts[0] if firsts else None, "rows": rows}
+        )
         return
     print_table(
         ("draft", "prompts", "tokens", "mismatches", "rate", "ties"),
