@@ -58,17 +58,35 @@ def test_without_quantisation_the_measures_agree(source: Path, bundle: Path, tmp
     assert quality.tokens == 254
 
 
-def test_what_fails_while_measuring_leaves_nothing(
-    source: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "code", "why"),
+    [
+        (RequestError("the prompt is empty"), 0, "the prompt is empty"),
+        (RuntimeError("not enough\nmemory"), 0, "RuntimeError: not enough memory"),
+        (KeyboardInterrupt(), 130, "interrupted\nseqrt: error: interrupted"),
+    ],
+)
+def test_what_fails_while_measuring_leaves_the_bundle(
+    seqrt: Seqrt,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    why: str,
 ) -> None:
-    def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    def failing(*arguments: object) -> None:
+        raise error
 
-    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    monkeypatch.setattr("seqrt.exporter.reference.reference_scores", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _measured(source, copy, lambda _: None)
-    assert not copy.exists()
+    bundle = tmp_path / "bundle"
+    monkeypatch.setattr("seqrt.exporter.reference.reference_scores", failing)
+    result = seqrt("export", source, bundle, "--quantize", "int8", "--capacity", 64, "--no-check", "--json")
+    assert result.code == code
+    assert f"seqrt: quality is not measured, {bundle} is complete without it: {why}\n" in result.err
+    opened = open_bundle(bundle)
+    opened.verify()
+    assert opened.manifest.quality is None
+    assert code or json.loads(result.out)["quality"] is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.resources
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 
 from seqrt.cli.common import Json, command
 from seqrt.cli.console import emit, everything_to_stderr, note, status
-from seqrt.errors import EngineError, ExportError, RequestError
+from seqrt.errors import ExportError, RequestError, SeqrtError
 from seqrt.runtime.bundle import RESERVED_NAMES, Quality, open_bundle, record_quality
 
 if TYPE_CHECKING:
@@ -56,7 +55,8 @@ def export(
 ) -> None:
     """Make a bundle of a model and its draft heads.
 
-    Nothing appears at BUNDLE before it is complete; an export that fails leaves nothing behind.
+    Nothing appears at BUNDLE before it is complete and checked; an export that fails before leaves nothing
+    behind. What quantisation costs is measured afterwards: where that fails, the bundle stays without it.
     """
     paths = _head_paths(heads or [])
     start = perf_counter()
@@ -129,14 +129,18 @@ def _head_paths(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def _measured(source: Path, bundle: Path, progress: Callable[[str], object]) -> Quality | None:
-    """Measures the finished bundle against its source and records it; a bundle that fails here is removed."""
+    """Measures the finished bundle against its source and records it; None if that fails: the bundle is good."""
     try:
         progress("measuring quality")
         quality = _quality(source, bundle)
         if quality is not None:
             record_quality(bundle, quality)
-    except BaseException:  # an interrupted export leaves nothing, at whatever stage
-        shutil.rmtree(bundle, ignore_errors=True)
+    except Exception as error:  # whatever it is, the bundle is good
+        why = str(error) if isinstance(error, SeqrtError) else f"{type(error).__name__}: {error}"
+        note(f"quality is not measured, {bundle} is complete without it: {' '.join(why.split())}")
+        return None
+    except KeyboardInterrupt:
+        note(f"quality is not measured, {bundle} is complete without it: interrupted")
         raise
     return quality
 
@@ -146,11 +150,7 @@ def _quality(source: Path, bundle: Path) -> Quality | None:
     from seqrt.exporter.reference import reference_scores
     from seqrt.runtime.model import load
 
-    try:
-        model = load(bundle)
-    except EngineError as error:
-        note(f"quality is not measured: {error}")
-        return None
+    model = load(bundle)
     text = importlib.resources.files("seqrt.exporter").joinpath("quality.txt").read_text(encoding="utf-8")
     if "tokenizer.json" not in model.bundle.manifest.files:
         note("quality is not measured: the source has no tokenizer")
