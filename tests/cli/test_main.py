@@ -4,6 +4,8 @@ import errno
 import importlib
 import importlib.metadata
 import inspect
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,3 +133,23 @@ def test_the_command_line_imports_no_exporter() -> None:
 def test_main_returns_rather_than_exits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
     assert "Usage: seqrt run" in capsys.readouterr().out
+
+
+def test_streams_that_are_not_utf8(spawn: Callable[..., Any], bundle: Path, tmp_path: Path) -> None:
+    named = tmp_path / "b\u00fcndel"
+    named.symlink_to(bundle, target_is_directory=True)
+
+    def ascii_only(*arguments: object) -> tuple[int, str, str]:
+        process = spawn(*arguments, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    code, out, err = ascii_only("inspect", named, "--json")
+    assert code == 0, err
+    assert json.loads(out)["path"] == str(named)
+    code, _, err = ascii_only("inspect", tmp_path / "m\u00fcll")
+    assert code == 1
+    assert "m\\xfcll" in err
+    code, out, err = ascii_only("run", bundle, "--prompt", "the fox", "--ignore-eos", "--max-new-tokens", 40)
+    assert code == 0, err
+    assert "\\" in out  # the model is random: some of its bytes are no letters

@@ -7,6 +7,7 @@ one line on stderr; `--debug` adds the traceback.
 import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     state = State()
     try:
+        _print_anything()
         code = _invoke(list(sys.argv[1:] if arguments is None else arguments), state)
         sys.stdout.flush()  # a full disk is found here at the latest
         return code
@@ -43,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if state.debug:
             traceback.print_exception(error)
         return _report(error)
+
+
+def _print_anything() -> None:
+    """What the encoding of a stream lacks is printed as an escape; it must not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _app() -> typer.Typer:

@@ -9,7 +9,9 @@ from typing import TextIO
 
 def emit(document: object) -> None:
     """Prints the one JSON document of a command on stdout."""
-    print(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2))
+    # The escapes that an encoding other than UTF-8 needs must be those of JSON.
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(document, ensure_ascii=not is_unicode, allow_nan=False, indent=2))
 
 
 def note(text: str) -> None:
