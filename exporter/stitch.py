@@ -198,13 +198,13 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "past_key": torch.zeros(cache),
         "past_value": torch.zeros(cache),
         "write": torch.tensor([0]),
-        "mask": torch.zeros(1, 1, _T + 1, _C),
+        "mask": torch.zeros(1, 1, _T, _C),
     }
     symbols = {
         "x": {1: "T"},
         "past_key": {2: "C"},
         "past_value": {2: "C"},
-        "mask": {2: "M", 3: "C"},
+        "mask": {2: "T", 3: "C"},
     }
     for name in ("cos", "sin") if config.ropes else ():
         arguments[name] = torch.zeros(1, _T, config.head_dim // 2)

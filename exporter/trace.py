@@ -3,23 +3,17 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 import torch
-from onnxscript.onnx_opset import opset24
 from torch import Tensor, nn
 
 from seqrt.errors import ExportError
-from seqrt.graphs import ops  # noqa: F401  registers the custom operators that the table below names
+from seqrt.exporter.lowering import TRANSLATIONS
 
 OPSET = 24
 
-_TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
-    torch.ops.seqrt.tensor_scatter.default: lambda past, update, write: opset24.TensorScatter(
-        past, update, write, axis=2
-    ),
-}
 _LARGEST = 1 << 20  # bound of every symbolic dimension; torch.export wants one
 
 
@@ -50,7 +44,7 @@ def trace(
                 tuple(arguments.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=_TRANSLATIONS,
+                custom_translation_table=TRANSLATIONS,
                 dynamic_shapes=dynamic,
                 input_names=list(arguments),
                 output_names=list(outputs),

@@ -1,4 +1,7 @@
-"""Weights of a checkpoint under the names and in the layout of the graphs, made on demand, one at a time."""
+"""Weights of a checkpoint under the names and in the layout of the graphs, made on demand, one at a time.
+
+The attention scale is multiplied into what makes the queries: a graph that multiplied them would do so at every step.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,10 +30,14 @@ class DecoderWeights:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._gated = checkpoint.config.gated_mlp
+        self._query_scale = np.float32(checkpoint.config.attention_scale)
 
     def tensor(self, name: str) -> FloatArray:
         """Parameter `name` as float32; weights of projections `[in, out]`."""
         parts = [self.checkpoint.tensor(part) for part in self._parts(name)]
+        if self._makes_queries(name):
+            unit = np.float32(name.endswith("_norm.weight") and self.checkpoint.config.norm == "rms_plus_one")
+            parts[0] = (parts[0] + unit) * self._query_scale - unit
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return np.ascontiguousarray(joined.T) if is_projection(name) and joined.ndim == 2 else joined
 
@@ -40,7 +47,13 @@ class DecoderWeights:
         parts = [part for part in found if part is not None]
         if len(parts) < len(found) or len({(part.bits, part.offset is None) for part in parts}) > 1:
             return None
+        if self._makes_queries(name):
+            parts[0] = parts[0].scaled(self._query_scale)
         return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _makes_queries(self, name: str) -> bool:
+        """Whether the attention scale is multiplied into (the first part of) parameter `name`."""
+        return ("attention.q_norm." if self.checkpoint.config.qk_norm else "attention.qkv.") in name
 
     def _parts(self, name: str) -> list[str]:
         if name == "head.weight" and self.checkpoint.config.tied_embeddings:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrt.graphs.config import DecoderConfig, LayerKind
-from seqrt.graphs.ops import log_sum_exp, tensor_scatter
+from seqrt.graphs.ops import attention, log_sum_exp, tensor_scatter
 from seqrt.graphs.rope import cos_sin
 
 NUM_CANDIDATES = 256  # K: sampling is defined over so many tokens, so [R, vocabulary] stays on the device
@@ -59,8 +59,8 @@ class Rows:
 
     Attributes:
         cos, sin: rotations `[1, T, D/2]`; None with learned positions.
-        mask: `[1, 1, T + 1, C]`, 0 for the cache rows that a new row sees, -inf for all others; the last row is for
-            padding. Engines would turn a bool mask into this one in every layer.
+        mask: `[1, 1, T, C]`, 0 for the cache rows that a new row sees, -inf for all others. Engines would turn a bool
+            mask into this one in every layer.
         write: int64 `[1]`, cache row of the first new row.
     """
 
@@ -107,7 +107,7 @@ class Frame(nn.Module):
         return outputs
 
     def _mask(self, kind: LayerKind, ancestors: Tensor, depth: Tensor, past_len: Tensor, capacity: int) -> Tensor:
-        """Mask `[1, 1, T + 1, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
+        """Mask `[1, 1, T, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""
         rows = ancestors.shape[0]
         column = torch.arange(capacity)[None] - past_len  # relative to the first new row
         is_new = (column >= 0) & (column < rows)
@@ -116,12 +116,15 @@ class Frame(nn.Module):
         if kind == "sliding":
             offset = torch.where(is_new, depth[slot], column)  # position of each cache row, relative to past_len
             mask = mask & (depth[:, None] - offset < (self.config.sliding_window or 0))
-        visible = torch.where(mask, 0.0, -torch.inf)
-        return torch.cat([visible, visible[-1:]])[None, None]
+        return torch.where(mask, 0.0, -torch.inf)[None, None]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over a cache that is extended in place."""
+    """Grouped-query attention over a cache that is extended in place.
+
+    Queries come scaled: the exporter multiplies `config.attention_scale` into what makes them, the weight of their norm
+    where there is one and else their part of `qkv`.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -145,11 +148,7 @@ class Attention(nn.Module):
             query, key = torch.split(rotate(both, rows), [num_q, num_kv], 1)
         key = tensor_scatter(past_key, key, rows.write)
         value = tensor_scatter(past_value, value, rows.write)
-        # A product of one row is summed in another order than one of several: with a row of zeros behind the queries
-        # there are always several, and a token gets the same bits alone and in a chain (decision 6).
-        query = nn.functional.pad(query, (0, 0, 0, 1))
-        out, *_ = torch.onnx.ops.attention(query, key, value, rows.mask, scale=config.attention_scale)
-        out = out[:, :, :-1]
+        out = attention(query, key, value, rows.mask)
         return self.o(out.transpose(1, 2).reshape(1, -1, num_q * config.head_dim)), key, value
 
 

@@ -1,8 +1,8 @@
 """Operators that the graphs share.
 
-`tensor_scatter` is a standard ONNX operator that torch has no name for, as a torch custom operator. The exporter
-translates it to the operator named in its docstring; eagerly it runs the reference semantics below.
-RotaryEmbedding, RMSNormalization and Attention need nothing here: torch.onnx.ops and nn.RMSNorm cover them.
+`tensor_scatter` and `attention` are torch custom operators: eagerly they run the reference semantics below, and
+exporter/lowering.py says what becomes of them in ONNX. RotaryEmbedding and RMSNormalization need nothing here:
+torch.onnx.ops and nn.RMSNorm cover them.
 """
 
 import torch
@@ -27,6 +27,27 @@ def tensor_scatter(past: Tensor, update: Tensor, write: Tensor) -> Tensor:
 @tensor_scatter.register_fake
 def _(past: Tensor, update: Tensor, write: Tensor) -> Tensor:
     return torch.empty_like(past)
+
+
+@torch.library.custom_op("seqrt::attention", mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Grouped-query attention, ONNX Attention-24 with scale 1.
+
+    Args:
+        query: `[1, query heads, T, D]`, scaled already.
+        key: `[1, kv heads, C, D]`; each head serves as many query heads as there are more of these.
+        value: as `key`.
+        mask: float `[1, 1, T, C]`, added to the products: 0 where a row is seen, -inf elsewhere.
+
+    Returns:
+        `[1, query heads, T, D]`.
+    """
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=1.0, enable_gqa=True)
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return torch.empty_like(query)
 
 
 def log_sum_exp(logits: Tensor, largest: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class QuantBlocks:
         offset = None if self.offset is None else self.offset[selection]
         return QuantBlocks(self.bits, self.codes[selection], self.scale[selection], offset)
 
+    def scaled(self, factor: np.float32) -> "QuantBlocks":
+        """The blocks of the weight times `factor`, exactly so for a power of two."""
+        offset = None if self.offset is None else self.offset * factor
+        return QuantBlocks(self.bits, self.codes, self.scale * factor, offset)
+
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight itself, float32 `[out, in]`."""
         weight = self.codes.reshape(*self.scale.shape, _BLOCK).astype(np.float32)

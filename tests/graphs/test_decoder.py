@@ -123,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A model in transformers and as our module."""
+    """A model in transformers, in float64, and as our module, in float32."""
 
     reference: Any
     decoder: Decoder
@@ -131,7 +131,7 @@ class Pair:
     def logits(self, tokens: list[int]) -> Tensor:
         with torch.no_grad():
             found: Tensor = self.reference(torch.tensor([tokens])).logits[0]
-        return found
+        return found.float()
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         ids = torch.tensor([prompt])
@@ -170,7 +170,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 parameter.add_(torch.randn_like(parameter), alpha=0.1 if name.endswith("bias") else 0.3)
     path: Path = tmp_path_factory.mktemp(family)
     model.eval().save_pretrained(path)
-    return Pair(model, load_decoder(DecoderWeights(open_checkpoint(path))))
+    return Pair(model.double(), load_decoder(DecoderWeights(open_checkpoint(path))))
 
 
 def random_tokens(count: int, seed: int = 0) -> list[int]:
@@ -183,8 +183,8 @@ def assert_logits(outputs: tuple[Tensor, Tensor, Tensor, Tensor], expected: Tens
     ids, logits, logsumexp, _ = outputs
     assert ids.shape == logits.shape == expected.shape
     assert (logits[:, :-1] >= logits[:, 1:]).all()
-    torch.testing.assert_close(torch.empty_like(logits).scatter(1, ids, logits), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logsumexp, expected.logsumexp(1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.empty_like(logits).scatter(1, ids, logits), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logsumexp, expected.logsumexp(1), atol=1e-4, rtol=1e-5)
 
 
 def test_prompt_logits(pair: Pair) -> None:
