@@ -253,6 +253,10 @@ class Model:
         head = next(head for head in self.bundle.manifest.heads if head.name == name)
         if tree is not None:
             template = Template.resolve(tree)
+        elif self.bundle.manifest.quantization != "none":
+            # Rows of a chain have the same bits as plain decoding, those of a branching tree have not, and quantised
+            # products make that count (docs/decisions/0006-one-row.md).
+            template = Template.chain(head.num_heads)
         elif head.tree:
             template = Template.parse(" ".join(head.tree))
         else:
