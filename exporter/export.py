@@ -175,7 +175,7 @@ def _write(
         progress("comparing the graphs with torch")
         differences = _check(folder / "graphs", weights, blocks, all_heads)
     _write_texts(folder, checkpoint)
-    _write_manifest(folder, checkpoint, list(graphs), [heads.info for heads in all_heads], quantize, capacity)
+    _write_manifest(folder, checkpoint, graphs, [heads.info for heads in all_heads], quantize, capacity)
     return differences
 
 
@@ -248,6 +248,16 @@ def _check(
     return differences
 
 
+def _weight_bytes(graph: ir.Graph) -> int:
+    """What a run reads of the initialisers; of a table that rows are gathered from, next to nothing."""
+    read = (
+        value.const_value
+        for value in graph.initializers.values()
+        if any(node.op_type != "Gather" for node, _ in value.uses())
+    )
+    return sum(tensor.nbytes for tensor in read if tensor is not None)
+
+
 def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:
     texts = {"tokenizer.json": checkpoint.tokenizer_json(), "chat_template.jinja": checkpoint.chat_template}
     for name, text in texts.items():
@@ -256,7 +266,12 @@ def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_manifest(
-    folder: Path, checkpoint: Checkpoint, roles: list[str], heads: list[HeadInfo], quantize: Method, capacity: int
+    folder: Path,
+    checkpoint: Checkpoint,
+    graphs: Mapping[str, ir.Graph],
+    heads: list[HeadInfo],
+    quantize: Method,
+    capacity: int,
 ) -> None:
     config = checkpoint.config
     model = ModelInfo(
@@ -277,8 +292,15 @@ def _write_manifest(
         quantization=quantize,
         model=model,
         graphs=tuple(
-            GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile=_PROFILE, opset=OPSET)
-            for role in roles
+            GraphInfo(
+                role=role,
+                path=f"graphs/{role}.onnx",
+                dtype="fp32",
+                profile=_PROFILE,
+                opset=OPSET,
+                weight_bytes=_weight_bytes(graph),
+            )
+            for role, graph in graphs.items()
         ),
         heads=tuple(heads),
         files=describe_files(folder),

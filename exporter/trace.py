@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from seqrt.errors import ExportError
+from seqrt.errors import ExportError, first_line
 from seqrt.exporter.lowering import TRANSLATIONS
 
 OPSET = 24
@@ -54,7 +54,7 @@ def trace(
             if program is not None:
                 _optimize(program, {name for name, _ in module.named_parameters()})
         except Exception as error:
-            raise ExportError(f"torch could not trace {type(module).__name__}: {_first_line(error)}") from error
+            raise ExportError(f"torch could not trace {type(module).__name__}: {first_line(error)}") from error
     if program is None:
         raise ExportError(f"torch returned no graph for {type(module).__name__}")
     return program.model.graph
@@ -73,10 +73,6 @@ def _optimize(program: torch.onnx.ONNXProgram, parameters: set[str]) -> None:
     for name, value in hidden.items():
         if name in graph.initializers:
             graph.initializers[name].const_value = value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager

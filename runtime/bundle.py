@@ -19,7 +19,8 @@ from seqrt.errors import BundleError
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
-RESERVED_NAMES: Final = ("none", "lookup", "decoder", "logits", "compaction")  # not for heads: every bundle has these
+_ROLES: Final = ("decoder", "logits", "compaction")  # graphs of every bundle
+RESERVED_NAMES: Final = ("none", "lookup", *_ROLES)  # not for heads
 _MAX_MANIFEST_BYTES: Final = 1 << 24
 _MAX_DIMENSION: Final = 1 << 31
 
@@ -40,13 +41,21 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphInfo:
-    """One ONNX file. `role`: decoder, logits, or a head's name."""
+    """One ONNX file.
+
+    Attributes:
+        role: "decoder", "logits", "compaction" or the name of draft heads.
+        dtype: of its floats.
+        profile: whose operators it uses.
+        weight_bytes: what one run reads of the weights; of a table that rows are gathered from, nothing counts.
+    """
 
     role: str
     path: str
     dtype: str
     profile: str
     opset: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +239,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file} has schema {schema!r}, this seqrt reads {SCHEMA}; export again with this version")
     manifest: Manifest = _parse(Manifest, raw, str(file))
     _check_shapes(manifest, file)
+    _check_roles(manifest, file)
     return manifest
 
 
@@ -244,6 +254,15 @@ def _check_shapes(manifest: Manifest, file: Path) -> None:
     for name, value in sizes.items():
         if not 0 < value < _MAX_DIMENSION:
             raise BundleError(f"{file}: {name} is {value}, expected 1 to {_MAX_DIMENSION - 1}; export again")
+
+
+def _check_roles(manifest: Manifest, file: Path) -> None:
+    roles, heads = [graph.role for graph in manifest.graphs], [head.name for head in manifest.heads]
+    if taken := set(heads) & set(RESERVED_NAMES):
+        raise BundleError(f"{file} has draft heads called {min(taken)}, a reserved name; export again")
+    for role in (*_ROLES, *heads):
+        if roles.count(role) != 1:
+            raise BundleError(f"{file} has {roles.count(role)} graphs for {role!r}, expected 1; export again")
 
 
 def _check_file(path: Path, name: str, info: FileInfo) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 _KEYS = ("role", "content")
 # what a template can bring about besides jinja2's own errors
 _RUN_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

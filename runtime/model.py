@@ -1,14 +1,17 @@
 """A loaded bundle that answers: generate, stream, chat, score."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.bundle import Bundle, open_bundle
-from seqrt.runtime.chat import ChatTemplate
+from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
 from seqrt.runtime.drafters import Drafter
 from seqrt.runtime.drafters.lookup import LookupDrafter
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
 
 BACKENDS: Final = ("cpu",)
 LOOKUP: Final = "lookup"
+_HEADS: Final[Mapping[str, Callable[[OrtEngine, Template], Drafter]]] = {"medusa": MedusaDrafter}
 _DEFAULT_TREE: Final = "mc_sim_7b_63"
 
-Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 
@@ -66,11 +69,12 @@ class Model:
     """
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle, self._threads = bundle, threads
+        self.bundle, self._engines = bundle, _Engines(bundle, threads)
         self.load_seconds = 0.0
         self._info = bundle.manifest.model
-        self._engines: dict[str, OrtEngine] = {}
-        self._decoder = Decoder(self._engine("decoder"), lambda: self._engine("compaction"), bundle.manifest.capacity)
+        self._decoder = Decoder(
+            self._engines["decoder"], partial(self._engines.__getitem__, "compaction"), bundle.manifest.capacity
+        )
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[str, str | None], Drafter] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
@@ -133,7 +137,8 @@ class Model:
         wanted = dataclasses.replace(options or Options(), **changes)
         if self._template is None:
             raise RequestError(f"{self.bundle.path} has no chat template; use --raw prompts")
-        if not messages or not str(messages[-1].get("content", "")).strip():
+        check_messages(messages)
+        if not messages[-1]["content"].strip():
             raise RequestError("the prompt is empty; give some text")
         text = self._template.render(messages)
         return self._start(self.tokenizer.encode(text, add_special_tokens=False).ids, wanted)
@@ -217,25 +222,20 @@ class Model:
                 f"the prompt has {len(prompt)} tokens, the bundle's capacity is {capacity} with the answer;"
                 " shorten it or export with a larger --capacity"
             )
-        unknown = next((token for token in prompt if not 0 <= token < vocab_size), None)
+        unknown = next((token for token in prompt if not _is_id(token) or not 0 <= token < vocab_size), None)
         if unknown is not None:
-            raise RequestError(f"the prompt has token {unknown}; ids are 0 to {vocab_size - 1}")
+            raise RequestError(f"the prompt has token {unknown!r}; ids are whole numbers from 0 to {vocab_size - 1}")
 
     def _full_logits(self, hidden: Floats) -> Floats:
-        engine = self._engine("logits")
+        engine = self._engines["logits"]
         engine.input("hidden", hidden.shape)[:] = hidden
         logits: Floats = engine.output("logits", (len(hidden), self._info.vocab_size))
         engine.run()
         return logits
 
-    def _engine(self, role: str) -> OrtEngine:
-        if role not in self._engines:
-            # The decoder's threads spin between its steps; what runs between them must not bring more that do.
-            threads = self._threads if role in ("decoder", "logits") else 1
-            self._engines[role] = OrtEngine(self.bundle.graph(role), threads=threads, spin=role == "decoder")
-        return self._engines[role]
-
     def _drafter(self, options: Options) -> Drafter | None:
+        if options.tree is not None and options.draft in (NO_DRAFT, LOOKUP):
+            raise RequestError(f"--tree {options.tree} is for draft heads; --draft {options.draft} has no use for it")
         if options.draft == NO_DRAFT:
             return None
         if options.draft not in self.drafts:
@@ -247,10 +247,13 @@ class Model:
 
     def _make_drafter(self, name: str, tree: str | None) -> Drafter:
         if name == LOOKUP:
-            if tree is not None:
-                raise RequestError(f"--tree {tree} needs draft heads; --draft lookup proposes chains")
             return LookupDrafter()
         head = next(head for head in self.bundle.manifest.heads if head.name == name)
+        if head.kind not in _HEADS:
+            raise BundleError(
+                f"{self.bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows"
+                f" {', '.join(_HEADS)}; upgrade seqrt or choose another --draft"
+            )
         if tree is not None:
             template = Template.resolve(tree)
         elif self.bundle.manifest.quantization != "none":
@@ -261,7 +264,7 @@ class Model:
             template = Template.parse(" ".join(head.tree))
         else:
             template = Template.named(_DEFAULT_TREE).limited(head.num_heads, head.top_k)
-        return MedusaDrafter(self._engine(name), template)
+        return _HEADS[head.kind](self._engines[name], template)
 
     def _pacer(self, options: Options) -> Pacer:
         key = (options.draft, options.tree, options.max_rows, options.adaptive)
@@ -278,6 +281,25 @@ class Model:
             for token in ids
         )
         return ChatTemplate(source, bos_token=bos, eos_token=eos)
+
+
+def _is_id(token: object) -> bool:
+    """Whether it is an integer, numpy's included, and not a bool."""
+    return isinstance(token, int | np.integer) and not isinstance(token, bool)
+
+
+class _Engines(dict[str, OrtEngine]):
+    """A bundle's graphs as engines by role, each made when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        super().__init__()
+        self._bundle, self._threads = bundle, threads
+
+    def __missing__(self, role: str) -> OrtEngine:
+        # The decoder's threads spin between its steps; what runs between them must not bring more that do.
+        threads = self._threads if role in ("decoder", "logits") else 1
+        engine = self[role] = OrtEngine(self._bundle.graph(role), threads=threads, spin=role == "decoder")
+        return engine
 
 
 def _tokenizer(bundle: Bundle) -> "Tokenizer | None":

@@ -55,6 +55,13 @@ class Options(Sampling):
         for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("max_rows", 1)):
             if getattr(self, name) < least:
                 raise RequestError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give {least} or more")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise RequestError(
+                f"--min-new-tokens is {self.min_new_tokens}, above --max-new-tokens, {self.max_new_tokens}; raise that"
+            )
+        for token in self.stop_ids:
+            if token < 0:
+                raise RequestError(f"--stop-ids is {token}; token ids are 0 or more")
         for name in ("posterior_threshold", "posterior_alpha"):
             value = getattr(self, name)
             if not (math.isfinite(value) and 0 < value <= 1):

@@ -145,8 +145,8 @@ def percentiles(values: Iterable[float]) -> dict[str, float | None]:
 
 
 def weight_bytes(bundle: Bundle) -> int:
-    """Bytes of graphs and weights: what a memory-bound step reads, heads and embeddings included."""
-    return sum(info.size for name, info in bundle.manifest.files.items() if name.startswith("graphs/"))
+    """Weights that one step of the decoder reads."""
+    return next(graph.weight_bytes for graph in bundle.manifest.graphs if graph.role == "decoder")
 
 
 def environment(threads: int) -> dict[str, object]:

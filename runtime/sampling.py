@@ -146,10 +146,6 @@ class Sampler:
         cumulative = support.cumulative[: support.low]
         return support.ids[: support.low], np.diff(cumulative, prepend=0.0) / cumulative[-1]
 
-    def needs_full_logits(self, num_candidates: int) -> bool:
-        """Whether so few of the V logits never decide: a bundle without all of them cannot serve this."""
-        return self._penalties.raise_any and num_candidates < self.vocab_size
-
     def _every(self, rows: Rows, node: int) -> Row:
         row = rows.every(node)
         if len(row.ids) != self.vocab_size:

@@ -65,11 +65,6 @@ class Sampling:
         return self.temperature == 0
 
     @property
-    def plain_greedy(self) -> bool:
-        """Greedy, and nothing changes the logits."""
-        return self.greedy and self.plain_order
-
-    @property
     def plain_order(self) -> bool:
         """Nothing but the temperature changes the logits."""
         return not (

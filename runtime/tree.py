@@ -171,10 +171,6 @@ class Template:
         """Number of draft heads that the template reads."""
         return int(self.depth.max())
 
-    def truncated(self, num_nodes: int) -> Template:
-        """The first nodes of the template, at least the root."""
-        return self if num_nodes >= self.num_nodes else Template(self.paths[: max(1, num_nodes) - 1])
-
     def limited(self, num_heads: int, num_ranks: int) -> Template:
         """The part of the template that `num_heads` draft heads with `num_ranks` candidates each can fill."""
         fits = [path for path in self.paths if len(path) <= num_heads and max(path) < num_ranks]

@@ -69,7 +69,6 @@ class Verifier:
 
     Attributes:
         rule: one of RULES.
-        lossless: the text has the distribution that it has without drafting.
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class Verifier:
             if not 0 < value <= 1:
                 raise RequestError(f"--posterior-{name} is {value}; give more than 0 and at most 1")
         self.rule = rule
-        self.lossless = rule != "typical"
         self._sampler = sampler
         self._threshold, self._alpha = threshold, alpha
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from seqrt.errors import EngineError
+from seqrt.errors import EngineError, first_line
 from seqrt.runtime.engines import Array, Engine, TensorInfo
 
 _DTYPES: Final = {
@@ -44,7 +44,7 @@ class OrtEngine:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {_first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {first_line(error)}") from error
         self._binding = self._session.io_binding()
         self._buffers: dict[str, Array] = {}  # flat, at least as large as any shape asked for
         self._views: dict[str, Array] = {}  # what is bound now
@@ -94,7 +94,7 @@ class OrtEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def close(self) -> None:
         """Drops the session and its weights."""
@@ -127,7 +127,3 @@ def _import() -> Any:
 
 def _infos(nodes: Sequence[Any]) -> dict[str, TensorInfo]:
     return {node.name: TensorInfo(np.dtype(_DTYPES[node.type]), tuple(node.shape)) for node in nodes}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

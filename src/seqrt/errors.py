@@ -12,6 +12,11 @@ option, the line begins with the option as the command line spells it. RequestEr
 """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says was wrong; the kind of its error where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class SeqrtError(Exception):
     """Base of every error that seqrt raises on purpose; its text is one line for the user."""
 

@@ -38,8 +38,8 @@ MODEL = ModelInfo(
     bos_token_id=None,
 )
 GRAPHS = tuple(
-    GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile="ort", opset=24)
-    for role in ("decoder", "logits")
+    GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile="ort", opset=24, weight_bytes=1)
+    for role in ("decoder", "logits", "compaction", "medusa")
 )
 HEADS = HeadInfo(name="medusa", kind="medusa", num_heads=4, top_k=10, tree=("0", "00"), accuracy=((0.5, 0.25), (1.0,)))
 
@@ -54,7 +54,7 @@ def bundle(tmp_path: Path) -> Path:
     """A bundle whose graphs are arbitrary bytes: no engine sees them here."""
     path = tmp_path / "bundle"
     (path / "graphs").mkdir(parents=True)
-    for name in ("graphs/decoder.onnx", "graphs/logits.onnx", "graphs/weights.bin"):
+    for name in (*(graph.path for graph in GRAPHS), "graphs/weights.bin"):
         (path / name).write_bytes(name.encode() * 1000)
     (path / "chat_template.jinja").write_text("größer {{ messages }}", encoding="utf-8")
     manifest = Manifest(
@@ -114,8 +114,7 @@ def test_files_are_described_by_size_and_hash(bundle: Path) -> None:
     content = (bundle / "graphs" / "weights.bin").read_bytes()
     described = describe_files(bundle)
     assert described["graphs/weights.bin"] == FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    graphs = {"graphs/decoder.onnx", "graphs/logits.onnx", "graphs/weights.bin"}
-    assert set(described) == {"chat_template.jinja"} | graphs
+    assert set(described) == {"chat_template.jinja", "graphs/weights.bin"} | {graph.path for graph in GRAPHS}
 
 
 def test_hash_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
@@ -126,7 +125,9 @@ def test_hash_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
 
 def test_what_is_not_in_a_bundle_is_named(bundle: Path) -> None:
     opened = open_bundle(bundle)
-    with pytest.raises(BundleError, match=r"has no 'hydra' graph, only decoder, logits; export the model again"):
+    with pytest.raises(
+        BundleError, match=r"has no 'hydra' graph, only decoder, logits, compaction, medusa; export the model again"
+    ):
         opened.graph("hydra")
     with pytest.raises(BundleError, match=r"has no tree\.json; export the model again"):
         opened.file("tree.json")
@@ -205,6 +206,21 @@ def test_malformed_values(bundle: Path, change: Callable[[Raw], object], message
 def test_absurd_shape(bundle: Path, name: str, value: int) -> None:
     edit(bundle, lambda raw: raw["model"].update({name: value}))
     assert f"{name} is {value}, expected 1 to {(1 << 31) - 1}; export again" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw["graphs"].pop(0), "has 0 graphs for 'decoder', expected 1; export again"),
+        (lambda raw: raw["graphs"].pop(2), "has 0 graphs for 'compaction', expected 1; export again"),
+        (lambda raw: raw["graphs"].append(raw["graphs"][1]), "has 2 graphs for 'logits', expected 1; export again"),
+        (lambda raw: raw["heads"][0].update(name="hydra"), "has 0 graphs for 'hydra', expected 1; export again"),
+        (lambda raw: raw["heads"][0].update(name="lookup"), "has draft heads called lookup, a reserved name"),
+    ],
+)
+def test_graphs_that_do_not_fit_their_roles(bundle: Path, change: Callable[[Raw], object], message: str) -> None:
+    edit(bundle, change)
+    assert message in refusal(bundle)
 
 
 def test_absurd_capacity_and_heads(bundle: Path) -> None:
@@ -304,12 +320,13 @@ def test_hashes_are_computed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("seqrt.runtime.bundle.sha256", counted)
     open_bundle(bundle)
-    assert sorted(hashed) == ["chat_template.jinja", "decoder.onnx", "logits.onnx", "weights.bin"]
+    graphs = [Path(graph.path).name for graph in GRAPHS]
+    assert sorted(hashed) == sorted(["chat_template.jinja", *graphs, "weights.bin"])
     open_bundle(bundle)
-    assert len(hashed) == 4
+    assert len(hashed) == 6
     bundle.rename(bundle.parent / "moved")
     open_bundle(bundle.parent / "moved")
-    assert len(hashed) == 8
+    assert len(hashed) == 12
 
 
 def test_verify_looks_behind_the_stamp(bundle: Path) -> None:

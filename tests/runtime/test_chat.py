@@ -81,17 +81,13 @@ CONVERSATIONS = [[USER], [USER, ANSWER, USER], [SYSTEM, USER], [SYSTEM, USER, AN
 
 
 def expected(source: str, messages: list[dict[str, str]], **options: Any) -> str:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE()), bos_token="<s>", eos_token="</s>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<s>", eos_token="</s>")
     text: str = tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **options)
     return text
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-@pytest.mark.parametrize(
-    "messages", CONVERSATIONS, ids=lambda messages: "-".join(m["role"] for m in messages)
-)
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=lambda messages: "-".join(m["role"] for m in messages))
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_templates_render_as_in_transformers(
     name: str, messages: list[dict[str, str]], add_generation_prompt: bool
@@ -114,9 +110,7 @@ def test_other_variables_reach_the_template() -> None:
 
 
 def test_a_broken_template_is_the_bundle_s_fault() -> None:
-    with pytest.raises(
-        BundleError, match=r"not valid jinja: line 2: .*; mend chat_template\.jinja or use --raw"
-    ):
+    with pytest.raises(BundleError, match=r"not valid jinja: line 2: .*; mend chat_template\.jinja or use --raw"):
         ChatTemplate("{% if x %}\n{% endfor %}")
 
 
@@ -135,9 +129,7 @@ def test_a_broken_template_is_the_bundle_s_fault() -> None:
     ],
 )
 def test_templates_that_fail_or_reach_out_are_refused(source: str) -> None:
-    with pytest.raises(
-        RequestError, match=r"the chat template refuses these messages: .+; change them"
-    ) as caught:
+    with pytest.raises(RequestError, match=r"the chat template refuses these messages: .+; change them") as caught:
         ChatTemplate(source).render([USER])
     assert "\n" not in str(caught.value)
 

@@ -63,9 +63,7 @@ def assert_row(output: StepOutput, row: int, expected: npt.NDArray[np.float32]) 
     np.testing.assert_allclose(logits, np.sort(expected)[::-1][: len(ids)], atol=1e-4)
     assert len(set(ids.tolist())) == len(ids)
     wide = expected.astype(np.float64)
-    assert output.logsumexp[row] == pytest.approx(
-        np.log(np.exp(wide - wide.max()).sum()) + wide.max(), abs=1e-4
-    )
+    assert output.logsumexp[row] == pytest.approx(np.log(np.exp(wide - wide.max()).sum()) + wide.max(), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +71,7 @@ def decoders(llama_bundle: Path, mistral_bundle: Path) -> dict[str, tuple[Decode
     """Two decoders of each model: one under test, one that starts from scratch."""
     bundles = {"llama": (llama_bundle, 1024), "mistral": (mistral_bundle, 128)}
     return {
-        name: (open_decoder(path, capacity), open_decoder(path, capacity))
-        for name, (path, capacity) in bundles.items()
+        name: (open_decoder(path, capacity), open_decoder(path, capacity)) for name, (path, capacity) in bundles.items()
     }
 
 
@@ -100,9 +97,7 @@ def test_cache_grows_while_decoding(llama: Any, llama_bundle: Path, logits_of: L
     assert len(sizes) > 3
 
 
-def test_sliding_window_shorter_than_the_text(
-    mistral: Any, mistral_bundle: Path, logits_of: LogitsOf
-) -> None:
+def test_sliding_window_shorter_than_the_text(mistral: Any, mistral_bundle: Path, logits_of: LogitsOf) -> None:
     decoder, text = open_decoder(mistral_bundle, 128), random_tokens(128)
     expected = logits_of(mistral, text)
     assert_row(decoder.prefill(text[:40])[-1], 0, expected[39])
@@ -229,9 +224,7 @@ def test_more_rows_than_the_cache_may_hold(mistral_bundle: Path) -> None:
     decoder = open_decoder(mistral_bundle, 16)
     decoder.prefill(random_tokens(16))
     chain = Tree.chain(random_tokens(MAX_ROWS + 1))
-    with pytest.raises(
-        RequestError, match=rf"^{MAX_ROWS + 17} rows do not fit into a cache of {MAX_ROWS + 16}"
-    ):
+    with pytest.raises(RequestError, match=rf"^{MAX_ROWS + 17} rows do not fit into a cache of {MAX_ROWS + 16}"):
         run(decoder, chain)
 
 

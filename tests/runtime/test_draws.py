@@ -25,9 +25,7 @@ def test_draws_never_change() -> None:
 
 def test_draws_are_uniform_and_uncorrelated() -> None:
     n = 20_000
-    sets = [
-        np.array([uniform(5, stream, i) for i in range(n)]) for stream in (TOKEN, ACCEPT, RESIDUAL, DRAFT)
-    ]
+    sets = [np.array([uniform(5, stream, i) for i in range(n)]) for stream in (TOKEN, ACCEPT, RESIDUAL, DRAFT)]
     sets += [
         np.array([uniform(seed, TOKEN, 3) for seed in range(n)]),
         np.array([uniform(5, ACCEPT, 3, i) for i in range(n)]),

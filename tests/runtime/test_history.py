@@ -26,9 +26,7 @@ def test_counts_and_followers_match_a_recount(prompt: list[int], steps: list[int
         assert history.tokens == tokens
         assert history.num_generated == len(tokens) - len(prompt)
         # ids 4 and 5 have no logit and share the spare slot
-        np.testing.assert_array_equal(
-            history.counts, np.bincount(np.minimum(tokens, 4).astype(int), minlength=5)
-        )
+        np.testing.assert_array_equal(history.counts, np.bincount(np.minimum(tokens, 4).astype(int), minlength=5))
         generated = np.minimum(tokens[len(prompt) :], 4).astype(int)
         np.testing.assert_array_equal(history.generated_counts, np.bincount(generated, minlength=5))
         windows = [tuple(tokens[i : i + ngram]) for i in range(len(tokens) - ngram + 1)] if ngram else []

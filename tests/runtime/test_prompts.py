@@ -83,9 +83,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 @given(content=st.binary(max_size=80))
-def test_any_bytes_give_prompts_or_one_clear_line(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
+def test_any_bytes_give_prompts_or_one_clear_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = write(tmp_path_factory.mktemp("any"), content, "any.txt")
     prompts, message = [], ""
     try:

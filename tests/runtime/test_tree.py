@@ -92,7 +92,7 @@ def test_published_trees_have_their_published_shape(name: str) -> None:
     assert 64 - len(set(template.parents[1:].tolist())) == leaves
     assert template.max_depth == 4
     for n in range(1, 65):
-        assert template.truncated(n).num_nodes == n
+        assert Template(template.paths[: n - 1]).num_nodes == n
     assert Template.parse(template.text) == template
     assert Template.resolve(name) == template
 
@@ -103,7 +103,7 @@ def test_every_published_tree_is_named() -> None:
 
 @given(st.sampled_from(sorted(NAMED_TREES)), st.integers(1, 64), st.integers(0, 2**31))
 def test_fill_puts_each_candidate_at_its_path(name: str, n: int, seed: int) -> None:
-    template = Template.named(name).truncated(n)
+    template = Template(Template.named(name).paths[: n - 1])
     candidates = np.random.default_rng(seed).integers(0, 50_000, (4, 10))
     tree = template.fill(7, candidates)
     assert tree.tokens[0] == 7

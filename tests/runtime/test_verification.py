@@ -297,7 +297,6 @@ def test_typical_takes_what_is_probable_enough_for_the_entropy() -> None:
     def accepts(p: list[float], token: int, **settings: float) -> bool:
         sampler = Sampler(Sampling(temperature=1.0), 4)
         verifier = Verifier("typical", sampler, **settings)  # type: ignore[arg-type]
-        assert not verifier.lossless
         rows = rows_of([p, [0.25] * 4])
         return len(verifier.accept(Tree.chain([0, token]), rows, sampler.history([0])).path) == 2
 
@@ -345,9 +344,7 @@ def test_rules_that_do_not_fit_are_refused() -> None:
     warm, cold = sampler_of(0), Sampler(Sampling(), 4)
     assert Verifier(None, cold).rule == "greedy"
     assert Verifier(None, warm).rule == "match"
-    with pytest.raises(
-        RequestError, match="--accept is 'best'; choose one of greedy, match, reject, typical"
-    ):
+    with pytest.raises(RequestError, match="--accept is 'best'; choose one of greedy, match, reject, typical"):
         Verifier("best", warm)
     with pytest.raises(RequestError, match=r"goes with --temperature 0, which is 1\.0; use --accept match"):
         Verifier("greedy", warm)

@@ -17,14 +17,10 @@ from typing import Final
 import typer
 
 from seqrt.cli.common import Debug, State
-from seqrt.cli.console import fail
+from seqrt.cli.console import FAILURE, INTERRUPTED, USAGE, fail
 from seqrt.errors import SeqrtError
 
 __all__ = ["main"]
-
-FAILURE: Final = 1
-USAGE: Final = 2
-INTERRUPTED: Final = 130
 
 _COMMANDS: Final = ("export", "run", "chat", "profile", "verify", "inspect", "doctor")
 

@@ -4,7 +4,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Final, TextIO
+
+# Exit codes besides 0.
+FAILURE: Final = 1
+USAGE: Final = 2  # an unknown option, or a value out of range
+INTERRUPTED: Final = 130
 
 
 def emit(document: object) -> None:

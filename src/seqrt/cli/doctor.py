@@ -12,6 +12,7 @@ import typer
 
 from seqrt.cli.common import Json, command
 from seqrt.cli.console import emit, fail
+from seqrt.errors import first_line
 
 _PROBE: Final = Path(__file__).with_name("opset24.onnx")  # one TensorScatter; made by tests/cli/test_doctor.py
 _EXPORT: Final = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "gguf")
@@ -65,7 +66,7 @@ def _onnxruntime() -> Condition:
     try:
         import onnxruntime
     except ImportError as error:
-        return Condition("onnxruntime", "failed", _first_line(error), "run: pip install 'seqrt[cpu]'")
+        return Condition("onnxruntime", "failed", first_line(error), "run: pip install 'seqrt[cpu]'")
     providers = ", ".join(onnxruntime.get_available_providers())
     return Condition("onnxruntime", "ok", f"{onnxruntime.__version__} with {providers}")
 
@@ -119,7 +120,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,20 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seqrt.cli.common import Backend, BundlePath, Json, PromptFile, Threads, check_text, command
-from seqrt.cli.console import emit, note
+from seqrt.cli.console import INTERRUPTED, emit, note
 from seqrt.cli.session import open_model
 from seqrt.runtime.options import Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from seqrt.runtime.stream import Generation, Stream
-
-INTERRUPTED: Final = 130
 
 
 @command('seqrt run smollm2 --prompt "Why is the sky blue?" --draft medusa')

@@ -1,0 +1,107 @@
+"""What a loaded bundle, or loading one, refuses: one line that says what was wrong and what to do."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqrt.errors import BundleError, RequestError
+from seqrt.runtime.model import Model, load
+
+
+@pytest.fixture
+def model(llama_bundle: Path) -> Model:
+    return load(llama_bundle, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), r"^the prompt is empty; give some text$"),
+        (("",), r"^the prompt is empty; give some text$"),
+        (("  \n",), r"^the prompt is empty; give some text$"),
+        (([5] * 1024,), r"^the prompt has 1024 tokens, the bundle's capacity is 1024 with the answer; shorten it or"),
+        (([5] * 3000,), r"^the prompt has 3000 tokens"),
+        (([5, 272],), r"^the prompt has token 272; ids are whole numbers from 0 to 271$"),
+        (([5, 6.0],), r"^the prompt has token 6\.0; ids are whole numbers from 0 to 271$"),
+        (([5, True],), r"^the prompt has token True; ids are whole numbers from 0 to 271$"),
+        (([5, -1],), r"^the prompt has token -1; ids are whole numbers from 0 to 271$"),
+    ],
+)
+def test_prompts_that_cannot_be_served(model: Model, arguments: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.generate(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draft": "hydra"}, r"^--draft hydra is not in this bundle; choose one of none, lookup, medusa$"),
+        ({"draft": "lookup", "tree": "0 1"}, r"^--tree 0 1 is for draft heads; --draft lookup has no use for it$"),
+        ({"tree": "0 1"}, r"^--tree 0 1 is for draft heads; --draft none has no use for it$"),
+        ({"draft": "medusa", "tree": "no_such"}, r"^no tree is called 'no_such'"),
+        ({"draft": "medusa", "tree": "00"}, r"^path 00 of the tree has no parent before it"),
+        ({"draft": "medusa", "tree": "0 12."}, r"^the tree asks for candidate 12 of a draft head, which gives 10"),
+        ({"accept": "reject", "temperature": 1.0}, r"--accept"),
+        ({"accept": "greedy", "temperature": 1.0}, r"^--accept greedy goes with --temperature 0"),
+        ({"logit_bias": {272: 1.0}}, r"^--logit-bias names token 272; the vocabulary has ids 0 to 271$"),
+        ({"max_new_tokens": 0}, r"^--max-new-tokens is 0; give 1 or more$"),
+        ({"min_new_tokens": -1}, r"^--min-new-tokens is -1; give 0 or more$"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, r"^--min-new-tokens is 9, above --max-new-tokens, 8; raise that$"),
+        ({"stop_ids": (3, -2)}, r"^--stop-ids is -2; token ids are 0 or more$"),
+        ({"max_rows": 0}, r"^--max-rows is 0; give 1 or more$"),
+        ({"posterior_threshold": float("nan")}, r"^--posterior-threshold is nan; give more than 0 and at most 1$"),
+        ({"posterior_alpha": 0.0}, r"^--posterior-alpha is 0.0; give more than 0 and at most 1$"),
+        ({"accept": "best"}, r"^--accept is 'best'; choose one of greedy, match, reject, typical$"),
+        ({"stop": ("",)}, r"^--stop is empty; give the text to stop at$"),
+        ({"temperature": -1.0}, r"^--temperature is -1.0; give 0 \(greedy\) or 0.001 or more$"),
+        ({"temperature": float("nan")}, r"^--temperature is nan"),
+    ],
+)
+def test_options_that_cannot_be_served(model: Model, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.generate([5, 6], **changes)
+
+
+def test_conversations_that_cannot_be_served(model: Model, mistral_bundle: Path) -> None:
+    with pytest.raises(RequestError, match=r"^the prompt is empty; give some text$"):
+        model.chat([{"role": "user", "content": " "}])
+    with pytest.raises(RequestError, match=r"^the conversation has no messages; give at least one from the user$"):
+        model.chat([])
+    for message in ({"role": "user"}, "hi", {"role": "user", "content": 3}):
+        with pytest.raises(RequestError, match=r"^message 0 is .*; give an object with the strings 'role' and"):
+            model.chat([message])  # type: ignore[list-item]
+    plain = load(mistral_bundle, threads=1)
+    with pytest.raises(RequestError, match="has no chat template; use --raw prompts"):
+        plain.chat([{"role": "user", "content": "hi"}])
+    with pytest.raises(RequestError, match="has no tokenizer; give the prompt as token ids"):
+        plain.generate("hi")
+    with pytest.raises(RequestError, match="has no tokenizer"):
+        plain.score("hi there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "tpu"}, r"^--backend tpu is unknown; choose one of cpu"),
+        ({"threads": -1}, r"^--threads is -1; give 0 \(one a core\) or more$"),
+    ],
+)
+def test_loads_that_cannot_be_served(llama_bundle: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        load(llama_bundle, **arguments)
+
+
+def test_loading_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load(tmp_path)
+
+
+def test_heads_of_a_kind_that_this_version_does_not_know(model: Model) -> None:
+    manifest = model.bundle.manifest
+    (head,) = manifest.heads
+    manifest = dataclasses.replace(manifest, heads=(dataclasses.replace(head, kind="eagle"),))
+    newer = Model(dataclasses.replace(model.bundle, manifest=manifest), 1)
+    with pytest.raises(BundleError, match="has draft heads medusa of kind 'eagle', this seqrt knows medusa; upgrade"):
+        newer.generate([5, 6], draft="medusa")
