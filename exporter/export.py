@@ -1,10 +1,11 @@
 """From a checkpoint to a bundle: read, trace, quantise, write, check, and only then give the directory its name."""
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -52,11 +53,19 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an export did: largest difference from torch per graph and output; empty without checks."""
+    """What an export did.
+
+    Attributes:
+        bundle: what was made.
+        name: of the source, for people.
+        rounded: with --quantize source, the weights whose blocks could not be kept, and are int8 now.
+        differences: largest difference from torch per graph and output; empty without checks.
+    """
 
     bundle: Path
     name: str
-    differences: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rounded: tuple[str, ...]
+    differences: Mapping[str, Mapping[str, float]]
 
 
 def export(
@@ -99,10 +108,10 @@ def export(
     if quantize == "source":
         require_blocks(weights, projection_names(checkpoint.config.num_layers))
     with _staged(bundle) as folder:
-        differences = _write(
+        rounded, differences = _write(
             folder, weights, dict(heads or {}), quantize, capacity or min(limit, DEFAULT_CAPACITY), check, progress
         )
-    return Report(bundle, checkpoint.name, differences)
+    return Report(bundle, checkpoint.name, rounded, differences)
 
 
 @contextmanager
@@ -112,7 +121,7 @@ def _staged(bundle: Path) -> Iterator[Path]:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
     except OSError as error:
-        raise ExportError(f"cannot write to {bundle.parent}: {error.strerror}; choose another directory") from error
+        raise ExportError(f"cannot write to {bundle.parent}: {error.strerror}; {_advice(error)}") from error
     previous = folder.with_name(f"{folder.name}.previous")
     try:
         yield folder
@@ -123,10 +132,15 @@ def _staged(bundle: Path) -> Iterator[Path]:
     except OSError as error:
         if previous.exists() and not bundle.exists():
             previous.rename(bundle)
-        raise ExportError(f"cannot write {bundle}: {error.strerror}; free some space or choose another disk") from error
+        raise ExportError(f"cannot write {bundle}: {error.strerror}; {_advice(error)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _advice(error: OSError) -> str:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space or choose another disk" if is_full else "choose a directory that you may write to"
 
 
 def _check_replaceable(bundle: Path, force: bool) -> None:
@@ -149,7 +163,7 @@ def _write(
     capacity: int,
     check: bool,
     progress: Progress,
-) -> dict[str, dict[str, float]]:
+) -> tuple[tuple[str, ...], dict[str, dict[str, float]]]:
     checkpoint, config = weights.checkpoint, weights.checkpoint.config
     (folder / "graphs").mkdir()
     all_heads = [read_heads(name, path, weights) for name, path in head_paths.items()]
@@ -176,7 +190,8 @@ def _write(
         differences = _check(folder / "graphs", weights, blocks, all_heads)
     _write_texts(folder, checkpoint)
     _write_manifest(folder, checkpoint, graphs, [heads.info for heads in all_heads], quantize, capacity)
-    return differences
+    rounded = tuple(name for name, kept in blocks.items() if quantize == "source" and not kept.exact)
+    return rounded, differences
 
 
 def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks], weights: DecoderWeights) -> None:

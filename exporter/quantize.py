@@ -74,7 +74,9 @@ def quantized(weights: DecoderWeights, name: str, method: Method) -> QuantBlocks
     """Blocks of parameter `name`, or None when it stays as it is.
 
     Projections are quantised by `method`; embedding and output layer to int8, because 4 bits there cost the
-    most quality for the least time. Weights whose input is no multiple of the block stay float.
+    most quality for the least time. Weights whose input is no multiple of the block stay float. With `source`, what
+    the source holds as numbers stays that, and blocks that cannot be kept (of Q6_K, or of different kinds in
+    projections that are fused here) become int8.
 
     Raises:
         ExportError: `source` of a checkpoint that is not quantised.
@@ -83,11 +85,13 @@ def quantized(weights: DecoderWeights, name: str, method: Method) -> QuantBlocks
     if method == "none" or not (is_table or is_projection(name)):
         return None
     if method == "source":
-        return weights.blocks(name)
+        kept = weights.blocks(name)
+        if kept is not None or not weights.is_quantized(name):
+            return kept
     matrix = weights.tensor(name) if is_table else weights.tensor(name).T
     if matrix.shape[1] % BLOCK:
         return None
-    return round_int8(matrix) if is_table or method == "int8" else _round_int4(matrix)
+    return _round_int4(matrix) if method == "int4" and not is_table else round_int8(matrix)
 
 
 def require_blocks(weights: DecoderWeights, names: list[str]) -> None:
@@ -101,7 +105,7 @@ def round_int8(matrix: npt.NDArray[np.float32]) -> QuantBlocks:
     blocks = matrix.reshape(matrix.shape[0], -1, BLOCK)
     scale = np.abs(blocks).max(-1) / np.float32(127)
     codes = np.rint(blocks / np.where(scale == 0, 1, scale)[..., None])
-    return QuantBlocks(bits=8, codes=codes.astype(np.int8).reshape(matrix.shape), scale=scale, offset=None)
+    return QuantBlocks(bits=8, codes=codes.astype(np.int8).reshape(matrix.shape), scale=scale, offset=None, exact=False)
 
 
 def _round_int4(matrix: npt.NDArray[np.float32]) -> QuantBlocks:
@@ -119,6 +123,7 @@ def _round_int4(matrix: npt.NDArray[np.float32]) -> QuantBlocks:
         codes=codes.numpy().astype(np.uint8),
         scale=scale.numpy(),
         offset=(-zero * scale).numpy(),
+        exact=False,
     )
 
 

@@ -51,6 +51,10 @@ class DecoderWeights:
             parts[0] = parts[0].scaled(self._query_scale)
         return parts[0] if len(parts) == 1 else _joined(parts)
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether the source holds parameter `name`, or a part of it, in blocks of few bits."""
+        return any(self.checkpoint.is_quantized(part) for part in self._parts(name))
+
     def _makes_queries(self, name: str) -> bool:
         """Whether the attention scale is multiplied into (the first part of) parameter `name`."""
         return ("attention.q_norm." if self.checkpoint.config.qk_norm else "attention.qkv.") in name

@@ -11,7 +11,7 @@ Canonical weights are numpy float32, Linear weights `[out, in]`, under these nam
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -35,22 +35,24 @@ class QuantBlocks:
         codes: uint8 (4 bits) or int8 (8 bits) `[out, in]`, one code an element.
         scale: float32 `[out, in/32]`.
         offset: float32 `[out, in/32]`, or None for zero.
+        exact: the blocks are the file's own, not rounded to anew.
     """
 
     bits: Literal[4, 8]
     codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
     offset: npt.NDArray[np.float32] | None
+    exact: bool = True
 
     def rows(self, selection: npt.NDArray[np.int64] | slice) -> "QuantBlocks":
         """The same blocks with their output rows chosen and ordered by `selection`."""
         offset = None if self.offset is None else self.offset[selection]
-        return QuantBlocks(self.bits, self.codes[selection], self.scale[selection], offset)
+        return replace(self, codes=self.codes[selection], scale=self.scale[selection], offset=offset)
 
     def scaled(self, factor: np.float32) -> "QuantBlocks":
         """The blocks of the weight times `factor`, exactly so for a power of two."""
         offset = None if self.offset is None else self.offset * factor
-        return QuantBlocks(self.bits, self.codes, self.scale * factor, offset)
+        return replace(self, scale=self.scale * factor, offset=offset)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight itself, float32 `[out, in]`."""
@@ -100,6 +102,9 @@ class Checkpoint(Protocol):
 
     def blocks(self, name: str) -> QuantBlocks | None:
         """Read one tensor as the file quantised it; None when the file has no such blocks for it."""
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the file holds the tensor in blocks of few bits, be it such that `blocks` cannot give."""
 
     def tokenizer_json(self) -> str | None:
         """Contents of a `tokenizer.json`; None when the model has none."""

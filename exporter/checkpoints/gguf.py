@@ -11,7 +11,7 @@ import numpy.typing as npt
 from seqrt.errors import CheckpointError
 from seqrt.exporter.checkpoints import QuantBlocks
 from seqrt.exporter.checkpoints.gguf_config import ROPE_FACTORS, decoder_config
-from seqrt.exporter.checkpoints.gguf_file import GgufFile, read_gguf
+from seqrt.exporter.checkpoints.gguf_file import FLOAT_TYPES, GgufFile, read_gguf
 from seqrt.exporter.checkpoints.naming import canonical_shapes, source_name
 from seqrt.exporter.tokenizer import tokenizer_json
 from seqrt.graphs.config import DecoderConfig
@@ -104,6 +104,10 @@ class GgufCheckpoint:
         source = self.sources[name]
         blocks = self.file.blocks(source.key)
         return blocks if blocks is None or source.rows is None else blocks.rows(source.rows)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the tensor is in blocks of few bits, Q6_K included."""
+        return self.file.tensors[self.sources[name].key].kind.name not in FLOAT_TYPES
 
     def tokenizer_json(self) -> str | None:
         """The file's tokenizer, converted."""

@@ -33,7 +33,8 @@ _SCALARS: Final = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
-SUPPORTED_TYPES: Final = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+FLOAT_TYPES: Final = ("F32", "F16", "BF16")
+SUPPORTED_TYPES: Final = (*FLOAT_TYPES, "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 
 
 @dataclass(frozen=True, slots=True)

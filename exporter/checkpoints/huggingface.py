@@ -105,6 +105,10 @@ class HuggingFaceCheckpoint:
         """None: these files hold plain numbers."""
         return None
 
+    def is_quantized(self, name: str) -> bool:
+        """No: these files hold plain numbers."""
+        return False
+
     def tokenizer_json(self) -> str | None:
         """Contents of the directory's tokenizer.json, if it has one."""
         return _text(self.directory / "tokenizer.json")

@@ -2,16 +2,30 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 
 from seqrt.exporter.stitch import compaction_graph, decoder_graph, model_of
 from seqrt.exporter.weights import parameter_names
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.decoder import Decoder
 from seqrt.graphs.rope import RopeConfig
+
+SOURCE: Final[dict[str, Any]] = {
+    "vocab_size": 150,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -73,3 +87,19 @@ def stitched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
     for role, made in (("decoder", graph), ("compaction", compaction_graph(decoder.config))):
         ir.save(model_of(made), folder / f"{role}.onnx")
     return decoder, folder
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, as transformers saves it."""
+    path = tmp_path_factory.mktemp("source")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SOURCE))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.4)
+            else:  # norms
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model.save_pretrained(path)
+    return path

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrt.errors import CheckpointError
-from seqrt.exporter.checkpoints import Checkpoint, open_checkpoint
+from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks, open_checkpoint
+from seqrt.exporter.quantize import quantized
+from seqrt.exporter.weights import DecoderWeights
 
 HIDDEN, INNER, VOCAB, HEADS, KV_HEADS = 256, 512, 32, 4, 2
 HEAD_DIM = HIDDEN // HEADS
@@ -182,18 +184,14 @@ def test_tensor_types(tmp_path: Path, kind: Kind) -> None:
         "blk.0.ffn_down.weight": raw_blocks(kind, (HIDDEN, INNER)),
         "blk.0.attn_q.weight": raw_blocks(kind, (HIDDEN, HIDDEN)),
     }
-    checkpoint = open_checkpoint(
-        write(tmp_path / "tiny.gguf", weights() | raw, kinds=dict.fromkeys(raw, kind))
-    )
+    checkpoint = open_checkpoint(write(tmp_path / "tiny.gguf", weights() | raw, kinds=dict.fromkeys(raw, kind)))
 
     down = gguf.quants.dequantize(raw["blk.0.ffn_down.weight"], kind)
     query = gguf.quants.dequantize(raw["blk.0.attn_q.weight"], kind)
     np.testing.assert_array_equal(checkpoint.tensor("layers.0.mlp.down.weight"), down)
     np.testing.assert_array_equal(permuted(checkpoint.tensor("layers.0.attention.q.weight"), HEADS), query)
 
-    blocks, query_blocks = (
-        checkpoint.blocks(f"layers.0.{name}.weight") for name in ("mlp.down", "attention.q")
-    )
+    blocks, query_blocks = (checkpoint.blocks(f"layers.0.{name}.weight") for name in ("mlp.down", "attention.q"))
     if kind in (Kind.F16, Kind.BF16, Kind.Q6_K):
         assert blocks is None
         assert query_blocks is None
@@ -215,12 +213,39 @@ def test_tensor_types(tmp_path: Path, kind: Kind) -> None:
         np.testing.assert_array_equal(found.dequantize(), expected)
 
 
+def test_source_blocks_that_cannot_be_kept_become_int8(tmp_path: Path) -> None:
+    """A file like llama.cpp's Q4_K_M: mixed kinds in what is fused, Q6_K elsewhere, and some plain numbers."""
+    shapes = {
+        "attn_q": (HIDDEN, HIDDEN),
+        "attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
+    }
+    shapes |= {"attn_output": (HIDDEN, HIDDEN), "ffn_down": (HIDDEN, INNER)}
+    kinds = {name: Kind.Q6_K if name in ("attn_v", "ffn_down") else Kind.Q4_K for name in shapes}
+    raw = {f"blk.0.{name}.weight": raw_blocks(kinds[name], shape) for name, shape in shapes.items()}
+    path = write(tmp_path / "m.gguf", weights() | raw, kinds={f"blk.0.{name}.weight": kinds[name] for name in kinds})
+    parameters = DecoderWeights(open_checkpoint(path))
+
+    def made(name: str) -> QuantBlocks | None:
+        return quantized(parameters, f"layers.0.{name}.weight", "source")
+
+    kept = made("attention.o")
+    assert kept is not None
+    assert (kept.bits, kept.exact) == (4, True)
+    assert made("mlp.up") is None, "plain numbers stay that"
+    for name in ("attention.qkv", "mlp.down"):
+        rounded, weight = made(name), parameters.tensor(f"layers.0.{name}.weight").T
+        assert rounded is not None
+        assert (rounded.bits, rounded.exact) == (8, False)
+        largest = np.abs(weight.reshape(len(weight), -1, 32)).max(-1)
+        error = np.abs(rounded.dequantize() - weight).reshape(len(weight), -1, 32).max(-1)
+        assert (error <= largest / 254 * 1.001).all(), "half a step of 1/127"
+
+
 def test_norms_of_one_dimension_have_no_blocks(tmp_path: Path) -> None:
     raw = raw_blocks(Kind.Q8_0, (1, HIDDEN))[0]
     kinds = {"output_norm.weight": Kind.Q8_0}
-    checkpoint = open_checkpoint(
-        write(tmp_path / "a.gguf", weights() | {"output_norm.weight": raw}, kinds=kinds)
-    )
+    checkpoint = open_checkpoint(write(tmp_path / "a.gguf", weights() | {"output_norm.weight": raw}, kinds=kinds))
     assert checkpoint.blocks("norm.weight") is None
     np.testing.assert_array_equal(checkpoint.tensor("norm.weight"), gguf.quants.dequantize(raw, Kind.Q8_0))
 
@@ -232,9 +257,7 @@ def test_qwen_keeps_the_order_of_its_rows(tmp_path: Path, architecture: str, ext
     if architecture == "qwen3":
         shapes = {"q": (HEAD_DIM,), "k": (HEAD_DIM,)}
     joint = "." if architecture == "qwen2" else "_"
-    names = {
-        f"layers.0.attention.{name}{joint}{extra}": f"blk.0.attn_{name}{joint}{extra}" for name in shapes
-    }
+    names = {f"layers.0.attention.{name}{joint}{extra}": f"blk.0.attn_{name}{joint}{extra}" for name in shapes}
     added = dict(zip(names.values(), shapes.values(), strict=True))
     tensors = weights(**added)
     checkpoint = open_checkpoint(write(tmp_path / "tiny.gguf", tensors, architecture))
@@ -291,9 +314,7 @@ def test_gpt2(tmp_path: Path) -> None:
         expected[f"layers.0.{name}.bias"] = tensors[f"blk.0.{key}.bias"]
     for index, name in enumerate("qkv"):
         for leaf in ("weight", "bias"):
-            expected[f"layers.0.attention.{name}.{leaf}"] = np.split(tensors[f"blk.0.attn_qkv.{leaf}"], 3)[
-                index
-            ]
+            expected[f"layers.0.attention.{name}.{leaf}"] = np.split(tensors[f"blk.0.attn_qkv.{leaf}"], 3)[index]
     assert_same_tensors(checkpoint, expected)
     config = checkpoint.config
     assert (config.norm, config.activation, config.gated_mlp) == ("layer", "gelu_tanh", False)
@@ -364,9 +385,7 @@ def test_end_tokens_and_chat_template(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_metadata_that_are_refused(
-    tmp_path: Path, architecture: str, metadata: dict[str, Any], message: str
-) -> None:
+def test_metadata_that_are_refused(tmp_path: Path, architecture: str, metadata: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "tiny.gguf", weights(), architecture, metadata)
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(path)
@@ -377,19 +396,13 @@ def test_tensors_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     tensors = weights()
     del tensors["blk.0.ffn_up.weight"]
-    with pytest.raises(
-        CheckpointError, match=r"tensor blk.0.ffn_up.weight is missing from .*; download it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"tensor blk.0.ffn_up.weight is missing from .*; download it again"):
         open_checkpoint(write(path, tensors))
-    with pytest.raises(
-        CheckpointError, match=r"tensor blk.0.attn_sinks.weight has no place in a llama model"
-    ):
+    with pytest.raises(CheckpointError, match=r"tensor blk.0.attn_sinks.weight has no place in a llama model"):
         open_checkpoint(write(path, weights(blk__0__attn_sinks__weight=(4,))))
     raw = np.zeros((HIDDEN, INNER // 256 * 84), np.uint8)
     kinds = {"blk.0.ffn_down.weight": Kind.Q2_K}
-    with pytest.raises(
-        CheckpointError, match=r"tensor blk.0.ffn_down.weight of .* is of type Q2_K; supported are F32"
-    ):
+    with pytest.raises(CheckpointError, match=r"tensor blk.0.ffn_down.weight of .* is of type Q2_K; supported are F32"):
         open_checkpoint(write(path, weights() | {"blk.0.ffn_down.weight": raw}, kinds=kinds))
 
 
@@ -401,14 +414,10 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         open_checkpoint(path)
     for version in (b"\x01\0\0\0", b"\0\0\0\x03"):
         path.write_bytes(whole[:4] + version + whole[8:])
-        with pytest.raises(
-            CheckpointError, match=r"is GGUF version \d+ or big-endian; convert it to version 3"
-        ):
+        with pytest.raises(CheckpointError, match=r"is GGUF version \d+ or big-endian; convert it to version 3"):
             open_checkpoint(path)
     path.write_bytes(whole[:-64])
-    with pytest.raises(
-        CheckpointError, match=r"is cut short: tensor \S+ ends at byte \d+, the file at \d+; download"
-    ):
+    with pytest.raises(CheckpointError, match=r"is cut short: tensor \S+ ends at byte \d+, the file at \d+; download"):
         open_checkpoint(path)
 
 

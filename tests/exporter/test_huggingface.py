@@ -138,9 +138,7 @@ def assert_same_tensors(checkpoint: Checkpoint, expected: dict[str, torch.Tensor
         ("gemma3", {"head_dim": 16}),
     ],
 )
-def test_every_tensor(
-    saved: Callable[..., tuple[Any, Checkpoint]], family: str, options: dict[str, Any]
-) -> None:
+def test_every_tensor(saved: Callable[..., tuple[Any, Checkpoint]], family: str, options: dict[str, Any]) -> None:
     model, checkpoint = saved(family, **options)
     assert_same_tensors(checkpoint, expected_llama_like(model))
 
@@ -263,13 +261,9 @@ def test_gpt2_config(saved: Callable[..., tuple[Any, Checkpoint]]) -> None:
     assert (config.intermediate_size, config.max_positions) == (96, 64)
 
 
-def test_medusa_heads_in_a_model_are_ignored(
-    saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: Path
-) -> None:
+def test_medusa_heads_in_a_model_are_ignored(saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: Path) -> None:
     model, _ = saved("llama")
-    edit_weights(
-        tmp_path, lambda tensors: tensors.update({"medusa_head.0.0.linear.weight": torch.ones(24, 24)})
-    )
+    edit_weights(tmp_path, lambda tensors: tensors.update({"medusa_head.0.0.linear.weight": torch.ones(24, 24)}))
     edit_config(tmp_path, architectures=["MedusaLlamaForCausalLM"], medusa_num_heads=1)
     assert_same_tensors(open_checkpoint(tmp_path), expected_llama_like(model))
 
@@ -385,17 +379,13 @@ def test_damaged_files(saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: P
     whole = weights.read_bytes()
     for size in (0, 5, 100, len(whole) - 1):
         weights.write_bytes(whole[:size])
-        with pytest.raises(
-            CheckpointError, match=r"model.safetensors is damaged or cut short .*; download it again"
-        ):
+        with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or cut short .*; download it again"):
             open_checkpoint(tmp_path)
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"has no model.safetensors; download the weights"):
         open_checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(
-        CheckpointError, match=r"holds only pytorch_model.bin; convert it to model.safetensors"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds only pytorch_model.bin; convert it to model.safetensors"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
@@ -404,12 +394,8 @@ def test_damaged_files(saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: P
 
 def test_integer_weights_are_refused(saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: Path) -> None:
     saved("llama")
-    edit_weights(
-        tmp_path, lambda tensors: tensors.update({"model.norm.weight": torch.ones(24, dtype=torch.int8)})
-    )
-    with pytest.raises(
-        CheckpointError, match=r"model.norm.weight is I8; export a F32/F16/BF16/F64 checkpoint"
-    ):
+    edit_weights(tmp_path, lambda tensors: tensors.update({"model.norm.weight": torch.ones(24, dtype=torch.int8)}))
+    with pytest.raises(CheckpointError, match=r"model.norm.weight is I8; export a F32/F16/BF16/F64 checkpoint"):
         open_checkpoint(tmp_path)
 
 
@@ -433,9 +419,7 @@ def test_sources_that_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "model.onnx").touch()
     with pytest.raises(CheckpointError, match=r"model.onnx is neither a model directory nor a .gguf file"):
         open_checkpoint(tmp_path / "model.onnx")
-    with pytest.raises(
-        CheckpointError, match=r"has no config.json; pass a directory with a Hugging Face model"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no config.json; pass a directory with a Hugging Face model"):
         open_checkpoint(tmp_path)
     (tmp_path / "tiny.gguf").touch()
     with pytest.raises(CheckpointError, match=r"has no config.json; pass .*tiny.gguf itself"):

@@ -45,9 +45,7 @@ def block_tensors(num_layers: int = 1, *, bias: bool = True) -> Tensors:
 
 def write(directory: Path, tensors: Mapping[str, torch.Tensor], name: str, **config: Any) -> Path:
     directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(
-        json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1} | config)
-    )
+    (directory / "config.json").write_text(json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1} | config))
     if name.endswith(".pt"):
         torch.save(dict(tensors), directory / name)
     else:
@@ -62,9 +60,7 @@ def assert_blocks(weights: MedusaWeights, tensors: Tensors, pattern: str, num_la
     for head, layers in enumerate(weights.blocks):
         for layer, (weight, bias) in enumerate(layers):
             assert weight.dtype == np.float32
-            np.testing.assert_array_equal(
-                weight, tensors[pattern.format(head, layer, "weight")].float().numpy()
-            )
+            np.testing.assert_array_equal(weight, tensors[pattern.format(head, layer, "weight")].float().numpy())
             expected = tensors.get(pattern.format(head, layer, "bias"))
             if expected is None:
                 assert bias is None
@@ -146,9 +142,7 @@ def test_vllm_with_a_reduced_vocabulary(tmp_path: Path, reduced: bool) -> None:
     """The output layers hold either the rows of the token map or all rows."""
     token_map = torch.tensor([3, 0, 17, 5])
     full = torch.randn(VOCAB, HIDDEN)
-    outputs = {
-        f"lm_heads.{head}.weight": full[token_map] if reduced else full.clone() for head in range(HEADS)
-    }
+    outputs = {f"lm_heads.{head}.weight": full[token_map] if reduced else full.clone() for head in range(HEADS)}
     stored = block_tensors() | outputs | {"token_map": token_map}
     weights = read_medusa(write(tmp_path / "heads", stored, "model.safetensors"), HIDDEN, VOCAB)
     assert weights.token_map is not None
@@ -162,9 +156,7 @@ def test_vllm_with_a_reduced_vocabulary(tmp_path: Path, reduced: bool) -> None:
 @pytest.mark.parametrize("key", ["lm_head.weight", "lm_heads.0.weight"])
 def test_vllm_with_one_output_layer(tmp_path: Path, key: str) -> None:
     shared = torch.randn(VOCAB, HIDDEN)
-    path = write(
-        tmp_path / "heads", block_tensors() | {key: shared}, "model.safetensors", original_lm_head=True
-    )
+    path = write(tmp_path / "heads", block_tensors() | {key: shared}, "model.safetensors", original_lm_head=True)
     weights = read_medusa(path, HIDDEN, VOCAB)
     assert weights.outputs is not None
     assert len(weights.outputs) == HEADS
@@ -247,9 +239,7 @@ class Attack:
         return os.mkdir, ("attacked",)
 
 
-@pytest.mark.parametrize(
-    "content", [{"0.0.linear.weight": Attack()}, [torch.ones(2)], {"0.0.linear.weight": 1.0}]
-)
+@pytest.mark.parametrize("content", [{"0.0.linear.weight": Attack()}, [torch.ones(2)], {"0.0.linear.weight": 1.0}])
 def test_pickles_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(content, tmp_path / "medusa_lm_head.pt")

@@ -131,6 +131,9 @@ class Source:
     def blocks(self, name: str) -> QuantBlocks | None:
         return self.kept.get(name)
 
+    def is_quantized(self, name: str) -> bool:
+        return name in self.kept
+
 
 def weights(tensors: dict[str, Floats], blocks: dict[str, QuantBlocks] | None = None) -> DecoderWeights:
     return cast(DecoderWeights, Source(tensors, blocks))

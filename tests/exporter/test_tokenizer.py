@@ -28,9 +28,7 @@ SPLITS = {
     "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
 }
 # Any characters, often those that the splitting rules and merges are about.
-TEXTS = st.text(
-    st.one_of(st.sampled_from("the 'sTRe12349  \n\r\t.,!é½中"), st.characters(exclude_categories=["Cs"]))
-)
+TEXTS = st.text(st.one_of(st.sampled_from("the 'sTRe12349  \n\r\t.,!é½中"), st.characters(exclude_categories=["Cs"])))
 
 
 def byte_alphabet() -> list[str]:
@@ -85,9 +83,7 @@ LETTERS = ["▁", *"thes12.é中"]
 SENTENCEPIECE: dict[str, Any] = {
     "tokenizer.ggml.model": "llama",
     "tokenizer.ggml.tokens": [*PIECES, *SCORED, *LETTERS],
-    "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL]
-    + [BYTE] * 256
-    + [NORMAL] * (len(SCORED) + len(LETTERS)),
+    "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * (len(SCORED) + len(LETTERS)),
     "tokenizer.ggml.scores": [0.0] * len(PIECES)
     + [*SCORED.values()]
     + [-100.0 - index for index in range(len(LETTERS))],
@@ -122,9 +118,7 @@ def pieces_of(text: str, patterns: list[str]) -> list[str]:
 def merged(symbols: list[str], ranks: dict[tuple[str, str], float]) -> list[str]:
     """Textbook byte-pair encoding: join the best-ranked pair, leftmost first, until none is left."""
     while True:
-        pairs = [
-            (ranks[pair], index) for index, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks
-        ]
+        pairs = [(ranks[pair], index) for index, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks]
         if not pairs:
             return symbols
         _, index = min(pairs)

@@ -42,7 +42,7 @@ def export(
         typer.Option(metavar="[NAME=]PATH", help="Draft heads, by the name that --draft takes; repeat for several."),
     ] = None,
     quantize: Annotated[
-        Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks.")
+        Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks, Q6_K ones as int8.")
     ] = Quantization.none,
     capacity: Annotated[
         int | None,
@@ -85,6 +85,7 @@ def export(
                 "quantization": quantize.value,
                 "bytes": num_bytes,
                 "seconds": round(seconds, 3),
+                "rounded": report.rounded,
                 "differences": report.differences,
                 "quality": None if measured is None else dataclasses.asdict(measured),
             }
@@ -168,6 +169,9 @@ def _quality(source: Path, bundle: Path) -> Quality | None:
 
 
 def _print(report: "Report", quality: Quality | None) -> None:
+    if report.rounded:
+        more = f" and {len(report.rounded) - 1} more" if len(report.rounded) > 1 else ""
+        print(f"int8, as their blocks in the source cannot be kept: {report.rounded[0]}{more}")
     if report.differences:
         print("largest difference from torch")
     for graph, outputs in report.differences.items():
