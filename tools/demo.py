@@ -1,6 +1,6 @@
-"""The demo: one prompt answered without and with drafting, the answers compared, the speeds in one table.
+"""The demo: prompts answered without and with drafting, the answers compared, the speeds in one table.
 
-    python -m tools.demo BUNDLE [--prompt TEXT] [--max-new-tokens N] [--repeats N] [--threads N]
+    python -m tools.demo BUNDLE [--prompt TEXT ...] [--max-new-tokens N] [--repeats N] [--threads N]
 
 Each way of drafting first streams its answer; then all run in turn, so that a busy moment of the machine
 meets each of them, and the medians are printed. Exit code 1 when a drafted answer is not the plain one, unless
@@ -22,7 +22,27 @@ from seqrt.runtime.lossless import Divergence, divergence
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.stream import Generation
 
-PROMPT = "Write a Python class for a bank account with methods to deposit, withdraw and show the balance."
+# An answer that repeats most of its prompt, as edits do, and one that repeats little.
+PROMPTS = (
+    """Add a docstring to each method of this Python class and return the whole class:
+
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        if not self.items:
+            raise IndexError('pop from empty stack')
+        return self.items.pop()
+
+    def size(self):
+        return len(self.items)
+""",
+    "Write a Python class for a bank account with methods to deposit, withdraw and show the balance.",
+)
 QUANTIZED = (
     "Kernels for quantised weights round activations to int8, and a last bit more or less may change which way one"
     " is rounded; with a bundle of --quantize none the texts are the same."
@@ -59,19 +79,22 @@ def measure(model: Model, prompt: str, max_new_tokens: int, repeats: int) -> dic
     return runs
 
 
-def table(speeds: Sequence[Speed]) -> Table:
-    """One row a way of drafting; the first is what the others are compared with."""
-    result = Table("draft")
+def table(prompts: Sequence[Sequence[Speed]]) -> Table:
+    """One row a prompt and way of drafting; the first way is what the others are compared with."""
+    result = Table("prompt", "draft")
     for name in ("tok/s", "tokens per step", "time to first token", "speed-up"):
         result.add_column(name, justify="right")
-    for speed in speeds:
-        result.add_row(
-            speed.draft,
-            f"{speed.tokens_per_second:.1f}",
-            f"{speed.tokens_per_step:.2f}",
-            f"{speed.first_token_ms:.0f} ms",
-            f"{speed.tokens_per_second / speeds[0].tokens_per_second:.2f}x",
-        )
+    for number, speeds in enumerate(prompts, start=1):
+        for speed in speeds:
+            result.add_row(
+                str(number),
+                speed.draft,
+                f"{speed.tokens_per_second:.1f}",
+                f"{speed.tokens_per_step:.2f}",
+                f"{speed.first_token_ms:.0f} ms",
+                f"{speed.tokens_per_second / speeds[0].tokens_per_second:.2f}x",
+            )
+        result.add_section()
     return result
 
 
@@ -97,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="tools.demo", description="Answer without and with drafting.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--max-new-tokens", type=int, default=160)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompt", action="append", help="repeat for several; two of the demo's own if none is given")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
     options = parser.parse_args(arguments)
     try:
@@ -115,29 +138,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
     manifest = model.bundle.manifest
     console.print(f"{manifest.name}, weights: {manifest.quantization}, loaded in {model.load_seconds:.2f} s")
-    console.print("\n[bold]Prompt[/bold]")
-    console.print(options.prompt, markup=False, soft_wrap=True)
-    streamed = {draft: _stream(console, model, draft, options) for draft in model.drafts}
-    runs = measure(model, options.prompt, options.max_new_tokens, options.repeats)
+    speeds, found, lines = [], [], []
+    for number, prompt in enumerate(options.prompt or PROMPTS, start=1):
+        console.print(f"\n[bold]Prompt {number}[/bold]")
+        console.print(prompt.strip(), markup=False, soft_wrap=True)
+        plain, *others = (_stream(console, model, draft, prompt, options) for draft in model.drafts)
+        for drafted in others:
+            found.append(divergence(plain, drafted))
+            lines.append(f"prompt {number}, {verdict(drafted.draft, found[-1])}")
+        runs = measure(model, prompt, options.max_new_tokens, options.repeats)
+        speeds.append([Speed.of(draft, done) for draft, done in runs.items()])
     console.print()
-    console.print(table([Speed.of(draft, done) for draft, done in runs.items()]))
-    plain, *others = streamed.values()
-    console.print(f"{plain.new_tokens} tokens; medians of {options.repeats} runs each, taken in turn")
-    found = {drafted.draft: divergence(plain, drafted) for drafted in others}
-    for draft, difference in found.items():
-        console.print(verdict(draft, difference), soft_wrap=True)
-    code, remark = outcome(manifest.quantization, found.values())
+    console.print(table(speeds))
+    console.print(f"medians of {options.repeats} runs each, taken in turn")
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    code, remark = outcome(manifest.quantization, found)
     if remark:
         console.print(remark, soft_wrap=True)
     return code
 
 
-def _stream(console: Console, model: Model, draft: str, options: argparse.Namespace) -> Generation:
+def _stream(console: Console, model: Model, draft: str, prompt: str, options: argparse.Namespace) -> Generation:
     title = "Without drafting" if draft == model.drafts[0] else f"With --draft {draft}"
     console.print(f"\n[bold]{title}[/bold]")
     # With log-probabilities, because a divergence is judged by those of the plain run.
     limits = {"max_new_tokens": options.max_new_tokens, "log_probabilities": True}
-    stream = model.stream(options.prompt, draft=draft, **limits)
+    stream = model.stream(prompt, draft=draft, **limits)
     for piece in stream:
         console.file.write(piece)
         console.file.flush()

@@ -51,11 +51,13 @@ def test_speed_is_the_median_of_the_runs() -> None:
     assert Speed.of("none", runs) == Speed("none", 11.0, 2.0, 11.0)
 
 
-def test_table_compares_with_the_first_row() -> None:
-    found = demo.table([Speed("none", 100.0, 1.0, 50.0), Speed("medusa", 150.0, 1.8, 51.0)])
-    first, second = zip(*(column.cells for column in found.columns), strict=True)
-    assert first == ("none", "100.0", "1.00", "50 ms", "1.00x")
-    assert second == ("medusa", "150.0", "1.80", "51 ms", "1.50x")
+def test_table_compares_with_the_first_row_of_a_prompt() -> None:
+    speeds = [Speed("none", 100.0, 1.0, 50.0), Speed("medusa", 150.0, 1.8, 51.0)]
+    found = demo.table([speeds, [Speed("none", 50.0, 1.0, 50.0)]])
+    first, second, third = zip(*(column.cells for column in found.columns), strict=True)
+    assert first == ("1", "none", "100.0", "1.00", "50 ms", "1.00x")
+    assert second == ("1", "medusa", "150.0", "1.80", "51 ms", "1.50x")
+    assert third == ("2", "none", "50.0", "1.00", "50 ms", "1.00x")
 
 
 def test_a_bundle_that_is_not_there_is_one_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
