@@ -167,7 +167,9 @@ def open_bundle(path: Path) -> Bundle:
     listed = bundle.manifest.files
     for graph in bundle.manifest.graphs:
         if graph.path not in listed:
-            raise BundleError(f"{path / MANIFEST} names the graph {graph.path!r} but does not list the file")
+            raise BundleError(
+                f"{path / MANIFEST} names the graph {graph.path!r} but does not list the file; export again"
+            )
     stamp = _stamp_path(bundle)
     if not stamp.exists():
         bundle.verify()
@@ -229,7 +231,9 @@ def _read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: seqrt export SOURCE {path}")
     if file.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{file} has {file.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}")
+        raise BundleError(
+            f"{file} has {file.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}; export again"
+        )
     try:
         raw = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -72,7 +72,7 @@ class Decoder:
             RequestError: so many are not committed.
         """
         if not 0 <= length <= self.past_len:
-            raise RequestError(f"cannot go back to {length} rows; {self.past_len} are in the cache")
+            raise RequestError(f"cannot go back to {length} rows; {self.past_len} are in the cache, give no more")
         self.past_len = length
 
     def step(self, tokens: Ints, ancestors: npt.NDArray[np.bool_], depth: Ints, logit_rows: Ints) -> StepOutput:

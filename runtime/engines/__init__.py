@@ -49,6 +49,3 @@ class Engine(Protocol):
 
     def run(self) -> None:
         """Runs the graph once."""
-
-    def close(self) -> None:
-        """Releases everything; the arrays handed out stay valid."""

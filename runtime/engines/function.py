@@ -47,15 +47,12 @@ class FunctionEngine:
     def share_state(self, owner: Engine) -> None:
         """Uses the state of `owner`."""
         if not isinstance(owner, FunctionEngine):
-            raise EngineError(f"a function cannot share the buffers of {type(owner).__name__}")
+            raise EngineError(f"a function cannot share the buffers of {type(owner).__name__}; use one kind of engine")
         self._states |= owner._states
 
     def run(self) -> None:
         """Calls the function."""
         self._function({**self._in, **self._states}, self._out)
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def _sized(arrays: dict[str, Array], name: str, shape: Sequence[int], info: TensorInfo) -> Array:

@@ -44,7 +44,10 @@ class OrtEngine:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise EngineError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {first_line(error)}") from error
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} refuses {path.name}: {first_line(error)};"
+                " upgrade onnxruntime or export again"
+            ) from error
         self._binding = self._session.io_binding()
         self._buffers: dict[str, Array] = {}  # flat, at least as large as any shape asked for
         self._views: dict[str, Array] = {}  # what is bound now
@@ -85,7 +88,8 @@ class OrtEngine:
             EngineError: it is another kind of engine, whose buffers are out of reach.
         """
         if not isinstance(owner, OrtEngine):
-            raise EngineError(f"ONNX Runtime cannot share the buffers of {type(owner).__name__}")
+            kind = type(owner).__name__
+            raise EngineError(f"ONNX Runtime cannot share the buffers of {kind}; use one kind of engine")
         for (past, present), view in owner._states.items():
             self._bind_state(past, present, view)
 
@@ -94,11 +98,9 @@ class OrtEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {first_line(error)}") from error
-
-    def close(self) -> None:
-        """Drops the session and its weights."""
-        self._binding = self._session = None
+            raise EngineError(
+                f"ONNX Runtime failed: {first_line(error)}; close other programs if memory is short, else report it"
+            ) from error
 
     def _bind_state(self, past: str, present: str, view: Array) -> None:
         self._views[past] = self._states[past, present] = view

@@ -13,8 +13,8 @@ option, the line begins with the option as the command line spells it. RequestEr
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says was wrong; the kind of its error where it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of what a library says was wrong, no full stop; the kind of its error where it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(" .") or type(error).__name__
 
 
 class SeqrtError(Exception):

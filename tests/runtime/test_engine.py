@@ -130,14 +130,14 @@ def test_shared_state_is_one_buffer(make: Make) -> None:
 
 
 def test_missing_graph(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses none\.onnx: .+$"):
+    with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses none\.onnx: .+[^.]; upgrade onnxruntime or"):
         OrtEngine(tmp_path / "none.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph at all", b"\x08\x0b"])
 def test_damaged_graph(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
-    with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses bad\.onnx: .+$"):
+    with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ refuses bad\.onnx: .+[^.]; upgrade onnxruntime or"):
         OrtEngine(tmp_path / "bad.onnx")
 
 
@@ -154,6 +154,7 @@ def test_failing_run_is_one_line(make: Make) -> None:
     with pytest.raises(EngineError) as caught:
         engine.run()
     assert str(caught.value).startswith("ONNX Runtime failed: ")
+    assert str(caught.value).endswith("; close other programs if memory is short, else report it")
     assert "\n" not in str(caught.value)
 
 

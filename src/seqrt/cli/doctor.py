@@ -11,7 +11,7 @@ from typing import Final, Literal
 import typer
 
 from seqrt.cli.common import Json, command
-from seqrt.cli.console import emit, fail
+from seqrt.cli.console import FAILURE, emit, fail
 from seqrt.errors import first_line
 
 _PROBE: Final = Path(__file__).with_name("opset24.onnx")  # one TensorScatter; made by tests/cli/test_doctor.py
@@ -45,7 +45,7 @@ def doctor(as_json: Json = False) -> None:
             print(f"{condition.state:8}{condition.name}: {condition.detail}{advice}")
     if not works:
         fail("inference on the CPU does not work here; mend what is marked failed")
-        raise typer.Exit(1)
+        raise typer.Exit(FAILURE)
 
 
 def _python() -> Condition:

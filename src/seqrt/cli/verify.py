@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, command
-from seqrt.cli.console import emit, fail, print_table, progress
+from seqrt.cli.console import FAILURE, emit, fail, print_table, progress
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError
 from seqrt.runtime.options import Options
@@ -83,7 +83,7 @@ def verify(
     _report(tallies, len(asked), as_json=as_json)
     if wrong := sum(tally.mismatches for tally in tallies):
         fail(f"{wrong} of {sum(tally.prompts for tally in tallies)} answers differ from plain decoding")
-        raise typer.Exit(1)
+        raise typer.Exit(FAILURE)
 
 
 def _compare(
