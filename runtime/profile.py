@@ -35,6 +35,7 @@ class Measurement:
     """Everything measured of one drafter; times in milliseconds.
 
     Attributes:
+        emitted: tokens that steps decided, wanted or not.
         ttft_ms: of each answer, from the request to its first token.
         itl_ms: of each further token, since the one before; tokens of one step come together.
         step_ms: of each step, from the previous one's end to its own.
@@ -45,6 +46,7 @@ class Measurement:
     draft: str
     new_tokens: int = 0
     answers: int = 0
+    emitted: int = 0
     decode_seconds: float = 0.0
     ttft_ms: list[float] = field(default_factory=list)
     itl_ms: list[float] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Measurement:
         arrivals = np.asarray(trace.arrival_seconds)
         self.answers += 1
         self.new_tokens += generation.new_tokens
+        self.emitted += sum(trace.emitted)
         self.decode_seconds += generation.seconds["decode"]
         self.ttft_ms.append(1e3 * (setup_seconds + trace.prefill_seconds))
         self.itl_ms += (1e3 * np.diff(arrivals[: generation.new_tokens])).tolist()
@@ -82,8 +85,8 @@ class Measurement:
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens that one verification emits, 1.0 without drafting."""
-        return (self.new_tokens - self.answers) / len(self.step_ms) if self.step_ms else 1.0
+        """Tokens that one verification emits, 1.0 without drafting; those beyond an end or limit are included."""
+        return self.emitted / len(self.step_ms) if self.step_ms else 1.0
 
     @property
     def acceptance_by_depth(self) -> list[float]:

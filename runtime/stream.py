@@ -24,7 +24,8 @@ class Generation:
         finish_reason: "stop" at an end token or stop text, "length" at a limit.
         draft: the drafter.
         steps: model calls after the prompt.
-        tokens_per_step: tokens that one step decides on average; 1.0 without drafting.
+        tokens_per_step: tokens that one verification emits on average, those beyond an end or limit included;
+            1.0 without drafting.
         seconds: load, prefill (to the first token) and decode.
         log_probabilities: of each token, if asked for.
         trace: what the loop did, step by step.
@@ -136,7 +137,7 @@ class Stream:
             finish_reason=self._finish_reason,
             draft=self.options.draft,
             steps=len(trace.rows),
-            tokens_per_step=(new - 1) / len(trace.rows) if trace.rows else 1.0,
+            tokens_per_step=sum(trace.emitted) / len(trace.emitted) if trace.emitted else 1.0,
             seconds={"load": self.load_seconds, "prefill": trace.prefill_seconds, "decode": decode},
             tokens_per_second=(new - 1) / decode if decode > 0 else 0.0,
             log_probabilities=None if log_probabilities is None else log_probabilities[:new],
