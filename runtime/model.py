@@ -1,13 +1,11 @@
 """A loaded bundle that answers: generate, stream, chat, score."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
 
 from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.bundle import Bundle, open_bundle
@@ -22,6 +20,7 @@ from seqrt.runtime.options import NO_DRAFT, Options
 from seqrt.runtime.pacing import Pacer
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
+from seqrt.runtime.settings import is_whole
 from seqrt.runtime.stream import Generation, Stream
 from seqrt.runtime.tree import Template
 from seqrt.runtime.verification import Verifier
@@ -152,7 +151,7 @@ class Model:
         tokens = self.encode(text) if isinstance(text, str) else list(text)
         self._check_prompt(tokens)
         if len(tokens) < 2:
-            raise RequestError(f"scoring needs two tokens, the text has {len(tokens)}")
+            raise RequestError(f"scoring needs two tokens, the text has {len(tokens)}; give a longer one")
         self.forget()
         return score_tokens(self._decoder, self._full_logits, tokens)
 
@@ -168,6 +167,7 @@ class Model:
 
     def _start(self, prompt: list[int], options: Options) -> Stream:
         self._check_prompt(prompt)
+        self._check_ids(options.stop_ids, "--stop-ids is")
         info = self._info
         eos = () if options.ignore_eos else info.eos_token_ids
         sampler = Sampler(options, info.vocab_size, eos_ids=info.eos_token_ids, min_new_tokens=options.min_new_tokens)
@@ -214,7 +214,7 @@ class Model:
         return shared
 
     def _check_prompt(self, prompt: Sequence[int]) -> None:
-        capacity, vocab_size = self.bundle.manifest.capacity, self._info.vocab_size
+        capacity = self.bundle.manifest.capacity
         if not len(prompt):
             raise RequestError("the prompt is empty; give some text")
         if len(prompt) >= capacity:
@@ -222,9 +222,14 @@ class Model:
                 f"the prompt has {len(prompt)} tokens, the bundle's capacity is {capacity} with the answer;"
                 " shorten it or export with a larger --capacity"
             )
-        unknown = next((token for token in prompt if not _is_id(token) or not 0 <= token < vocab_size), None)
-        if unknown is not None:
-            raise RequestError(f"the prompt has token {unknown!r}; ids are whole numbers from 0 to {vocab_size - 1}")
+        self._check_ids(prompt, "the prompt has token")
+
+    def _check_ids(self, tokens: Iterable[int], begin: str) -> None:
+        """Raises RequestError, with a message that begins so, unless all are tokens of the vocabulary."""
+        for token in tokens:
+            if not is_whole(token) or not 0 <= token < self._info.vocab_size:
+                shown = int(token) if is_whole(token) else repr(token)  # not np.int64(7)
+                raise RequestError(f"{begin} {shown}; ids are whole numbers from 0 to {self._info.vocab_size - 1}")
 
     def _full_logits(self, hidden: Floats) -> Floats:
         engine = self._engines["logits"]
@@ -281,11 +286,6 @@ class Model:
             for token in ids
         )
         return ChatTemplate(source, bos_token=bos, eos_token=eos)
-
-
-def _is_id(token: object) -> bool:
-    """Whether it is an integer, numpy's included, and not a bool."""
-    return isinstance(token, int | np.integer) and not isinstance(token, bool)
 
 
 class _Engines(dict[str, OrtEngine]):

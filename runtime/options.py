@@ -1,11 +1,10 @@
 """Everything that can be asked of a generation, with its defaults and checks."""
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
 from seqrt.errors import RequestError
-from seqrt.runtime.settings import Sampling
+from seqrt.runtime.settings import Sampling, is_whole, require
 from seqrt.runtime.verification import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD, RULES
 
 NO_DRAFT: Final = "none"
@@ -53,20 +52,18 @@ class Options(Sampling):
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)  # super() does not work in a slotted dataclass
         for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("max_rows", 1)):
-            if getattr(self, name) < least:
-                raise RequestError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give {least} or more")
+            value = getattr(self, name)
+            require(is_whole(value), name, value, "a whole number")
+            require(value >= least, name, value, f"{least} or more")
         if self.min_new_tokens > self.max_new_tokens:
             raise RequestError(
                 f"--min-new-tokens is {self.min_new_tokens}, above --max-new-tokens, {self.max_new_tokens}; raise that"
             )
-        for token in self.stop_ids:
-            if token < 0:
-                raise RequestError(f"--stop-ids is {token}; token ids are 0 or more")
         for name in ("posterior_threshold", "posterior_alpha"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and 0 < value <= 1):
-                raise RequestError(f"--{name.replace('_', '-')} is {value}; give more than 0 and at most 1")
+            require(0 < value <= 1, name, value, "more than 0 and at most 1")
         if self.accept is not None and self.accept not in RULES:
             raise RequestError(f"--accept is {self.accept!r}; choose one of {', '.join(RULES)}")
+        require(not isinstance(self.stop, str), "stop", repr(self.stop), "a tuple of texts, of one too")
         if "" in self.stop:
             raise RequestError("--stop is empty; give the text to stop at")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from seqrt.errors import RequestError
 
 MIN_TEMPERATURE = 1e-3  # below it the weights of all but the best token vanish; 0 says that plainly
@@ -45,19 +47,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         t = self.temperature
-        _require(t == 0 or MIN_TEMPERATURE <= t < math.inf, "temperature", t, "0 (greedy) or 0.001 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0 and at most 1 (1 is off)")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 (off) to 1")
+        require(t == 0 or MIN_TEMPERATURE <= t < math.inf, "temperature", t, "0 (greedy) or 0.001 or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0 and at most 1 (1 is off)")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 (off) to 1")
         r = self.repetition_penalty
-        _require(0 < r < math.inf, "repetition_penalty", r, "a number above 0 (1 is off)")
+        require(0 < r < math.inf, "repetition_penalty", r, "a number above 0 (1 is off)")
         for name in ("frequency_penalty", "presence_penalty"):
-            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number (0 is off)")
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number (0 is off)")
         for name in ("top_k", "no_repeat_ngram"):
             value = getattr(self, name)
-            _require(value >= 0 and value == int(value), name, value, "a whole number from 0 (off)")
-        _require(0 <= self.seed < 1 << 64, "seed", self.seed, "a whole number from 0 to 2**64 - 1")
+            require(is_whole(value) and value >= 0, name, value, "a whole number from 0 (off)")
+        is_seed = is_whole(self.seed) and 0 <= self.seed < 1 << 64
+        require(is_seed, "seed", self.seed, "a whole number from 0 to 2**64 - 1")
         for token, bias in self.logit_bias.items():
-            _require(bias < math.inf, "logit_bias", f"{bias} for token {token}", "a finite number, or -inf to ban")
+            require(is_whole(token), "logit_bias", f"for token {token!r}", "whole numbers as token ids")
+            require(bias < math.inf, "logit_bias", f"{bias} for token {token}", "a finite number, or -inf to ban")
 
     @property
     def greedy(self) -> bool:
@@ -76,6 +80,12 @@ class Sampling:
         )
 
 
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, numpy's included, and not a bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def require(holds: bool, name: str, value: object, wanted: str) -> None:
+    """Raises RequestError in the words of the command line unless the option `name` is as `wanted`."""
     if not holds:
         raise RequestError(f"--{name.replace('_', '-')} is {value}; give {wanted}")

@@ -68,3 +68,6 @@ def test_bad_values(seqrt: Seqrt, bundle: Path) -> None:
     result = seqrt("profile", bundle, "--draft", "medusa", "--tree", "00")
     assert result.code == 2
     assert "--tree '00': path 00 of the tree has no parent" in result.error
+    result = seqrt("profile", bundle, "--draft", "lookup", "--tree", "0")
+    text = "needs draft heads, --draft lookup has none; name"
+    assert (result.code, text in result.error) == (2, True)

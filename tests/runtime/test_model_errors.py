@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from seqrt.errors import BundleError, RequestError
@@ -26,6 +27,9 @@ def model(llama_bundle: Path) -> Model:
         (([5, 272],), r"^the prompt has token 272; ids are whole numbers from 0 to 271$"),
         (([5, 6.0],), r"^the prompt has token 6\.0; ids are whole numbers from 0 to 271$"),
         (([5, True],), r"^the prompt has token True; ids are whole numbers from 0 to 271$"),
+        (([5, np.True_],), r"^the prompt has token (np\.)?True_?; ids are whole numbers from 0 to 271$"),
+        (([5, None],), r"^the prompt has token None; ids are whole numbers from 0 to 271$"),
+        (([5, np.int32(-7)],), r"^the prompt has token -7; ids are whole numbers from 0 to 271$"),
         (([5, -1],), r"^the prompt has token -1; ids are whole numbers from 0 to 271$"),
     ],
 )
@@ -49,7 +53,15 @@ def test_prompts_that_cannot_be_served(model: Model, arguments: Any, message: st
         ({"max_new_tokens": 0}, r"^--max-new-tokens is 0; give 1 or more$"),
         ({"min_new_tokens": -1}, r"^--min-new-tokens is -1; give 0 or more$"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, r"^--min-new-tokens is 9, above --max-new-tokens, 8; raise that$"),
-        ({"stop_ids": (3, -2)}, r"^--stop-ids is -2; token ids are 0 or more$"),
+        ({"max_new_tokens": 2.5}, r"^--max-new-tokens is 2\.5; give a whole number$"),
+        ({"min_new_tokens": True}, r"^--min-new-tokens is True; give a whole number$"),
+        ({"stop_ids": (3, -2)}, r"^--stop-ids is -2; ids are whole numbers from 0 to 271$"),
+        ({"stop_ids": (np.int64(272),)}, r"^--stop-ids is 272; ids are whole numbers from 0 to 271$"),
+        ({"stop_ids": (3.0,)}, r"^--stop-ids is 3\.0; ids are whole numbers from 0 to 271$"),
+        ({"stop": "end"}, r"^--stop is 'end'; give a tuple of texts, of one too$"),
+        ({"top_k": float("inf")}, r"^--top-k is inf; give a whole number from 0 \(off\)$"),
+        ({"seed": 1.5}, r"^--seed is 1\.5; give a whole number from 0 to 2\*\*64 - 1$"),
+        ({"logit_bias": {3.5: 1.0}}, r"^--logit-bias is for token 3\.5; give whole numbers as token ids$"),
         ({"max_rows": 0}, r"^--max-rows is 0; give 1 or more$"),
         ({"posterior_threshold": float("nan")}, r"^--posterior-threshold is nan; give more than 0 and at most 1$"),
         ({"posterior_alpha": 0.0}, r"^--posterior-alpha is 0.0; give more than 0 and at most 1$"),

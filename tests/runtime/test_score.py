@@ -54,9 +54,9 @@ def test_scores_do_not_depend_on_what_was_in_the_cache(model: Model) -> None:
     ("text", "message"),
     [
         ([], r"^the prompt is empty; give some text$"),
-        ([5], r"^scoring needs two tokens, the text has 1$"),
+        ([5], r"^scoring needs two tokens, the text has 1; give a longer one$"),
         ([5] * 1025, r"^the prompt has 1025 tokens, the bundle's capacity is 1024"),
-        ([5, 300], r"^the prompt has token 300; ids are 0 to 271$"),
+        ([5, 300], r"^the prompt has token 300; ids are whole numbers from 0 to 271$"),
     ],
 )
 def test_texts_that_cannot_be_scored(model: Model, text: list[int], message: str) -> None:

@@ -1,7 +1,6 @@
 """The command `seqrt`: one module a command, and here what they share: arguments in, exit code out.
 
-Exit codes: 0 success; 1 failure; 2 an unknown option or a value out of range; 130 interrupted. A failure is
-one line on stderr; `--debug` adds the traceback.
+A failure is one line on stderr; `--debug` adds the traceback.
 """
 
 import contextlib
@@ -22,6 +21,7 @@ from seqrt.errors import SeqrtError
 
 __all__ = ["main"]
 
+_EXIT_CODES: Final = "Exit codes: 0 success, 1 failure, 2 an unknown option or a value out of range, 130 interrupted."
 _COMMANDS: Final = ("export", "run", "chat", "profile", "verify", "inspect", "doctor")
 
 
@@ -56,6 +56,7 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         help="Export sequence models and their draft heads, and run them without torch.",
+        epilog=_EXIT_CODES,
     )
     for name in _COMMANDS:
         command = getattr(importlib.import_module(f"seqrt.cli.{name}"), name)

@@ -38,12 +38,17 @@ def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> li
     """The options of plain decoding, and then those of each drafter: the ones named, else all of the bundle.
 
     A tree is a matter of draft heads: the others go without.
+
+    Raises:
+        RequestError: no such drafter, a tree without any draft heads, or one that they cannot fill.
     """
     heads = {head.name for head in model.bundle.manifest.heads}
     chosen = list(dict.fromkeys(["none", *(names or model.drafts)]))
     every = [dataclasses.replace(options, draft=name, tree=options.tree if name in heads else None) for name in chosen]
     for one in every:
         _check(model, one)
+    if not heads & set(chosen):
+        _check(model, dataclasses.replace(options, draft=chosen[-1]))  # refuses a tree that none would use
     _warn(options)
     return every
 
