@@ -1,10 +1,12 @@
 """Two tiny random models as bundles, exported once: what everything that runs a model is tested on."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -12,6 +14,10 @@ import transformers
 from safetensors.torch import save_file
 
 from seqrt.exporter.export import export
+from seqrt.runtime.decoder import StepOutput
+from seqrt.runtime.drafters import Proposal
+from seqrt.runtime.model import Model, load
+from seqrt.runtime.tree import Tree
 
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>")
 BOS, EOS = 0, 1
@@ -154,3 +160,54 @@ def continuation() -> Callable[[Any, list[int], int], list[int]]:
         return tokens
 
     return greedy
+
+
+@dataclass(slots=True)
+class Prophet:
+    """Knows the answer and drafts it, `length` tokens at a time."""
+
+    answer: list[int]
+    length: int = 6
+    name: str = "lookup"
+    place: int = 0
+
+    def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
+        self.place = 0
+
+    def propose(self, root: int, max_nodes: int) -> Proposal:
+        ahead = self.answer[self.place + 1 : self.place + min(self.length, max_nodes)]
+        return Proposal(Tree.chain([root, *ahead]), np.ones(1 + len(ahead)))
+
+    def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
+        self.place += len(tokens)
+
+
+@pytest.fixture(scope="session")
+def prophesied() -> Callable[[Model, list[int]], dict[str, Any]]:
+    """Gives the options under which every draft of a model comes true."""
+
+    def options(model: Model, answer: list[int]) -> dict[str, Any]:
+        model._drafters["lookup", None] = Prophet(answer)
+        return {"draft": "lookup", "adaptive": False}
+
+    return options
+
+
+@pytest.fixture
+def model(llama_bundle: Path) -> Model:
+    """`llama_bundle`, with an empty cache."""
+    return load(llama_bundle, threads=1)
+
+
+@pytest.fixture
+def prompt(model: Model) -> list[int]:
+    """Tokens of a text."""
+    return model.encode("the rest of the string in the tool")
+
+
+@pytest.fixture
+def answer(llama: Any, prompt: list[int], continuation: Callable[[Any, list[int], int], list[int]]) -> list[int]:
+    """64 greedy tokens after `prompt`, by transformers."""
+    tokens = continuation(llama, prompt, 64)
+    assert len(set(tokens)) > 10
+    return tokens

@@ -4,8 +4,7 @@ import dataclasses
 import gc
 import json
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +15,17 @@ import torch
 
 import seqrt
 from seqrt.errors import RequestError
-from seqrt.runtime.decoder import StepOutput
-from seqrt.runtime.drafters import Proposal
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import Options
-from seqrt.runtime.tree import Tree
+from seqrt.runtime.profile import Measurement
 
 Continuation = Callable[[Any, list[int], int], list[int]]
+Prophesied = Callable[[Model, list[int]], dict[str, Any]]
 LogitsOf = Callable[[Any, list[int]], npt.NDArray[np.float32]]
 
 TEXT = "the rest of the string in the tool"
 BOS, EOS, USER, ASSISTANT = 0, 1, 2, 3
 DRAFTS = [("none", True), ("lookup", True), ("lookup", False), ("medusa", True), ("medusa", False)]
-
-
-@dataclass(slots=True)
-class Prophet:
-    """Knows the answer and drafts it, `length` tokens at a time."""
-
-    answer: list[int]
-    length: int = 6
-    name: str = "lookup"
-    place: int = 0
-
-    def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
-        self.place = 0
-
-    def propose(self, root: int, max_nodes: int) -> Proposal:
-        ahead = self.answer[self.place + 1 : self.place + min(self.length, max_nodes)]
-        return Proposal(Tree.chain([root, *ahead]), np.ones(1 + len(ahead)))
-
-    def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
-        self.place += len(tokens)
-
-
-def prophesied(model: Model, answer: list[int]) -> dict[str, Any]:
-    """Options under which every draft of `model` comes true."""
-    model._drafters["lookup", None] = Prophet(answer)
-    return {"draft": "lookup", "adaptive": False}
-
-
-@pytest.fixture
-def model(llama_bundle: Path) -> Model:
-    return load(llama_bundle, threads=1)
-
-
-@pytest.fixture
-def prompt(model: Model) -> list[int]:
-    return model.encode(TEXT)
-
-
-@pytest.fixture
-def answer(llama: Any, prompt: list[int], continuation: Continuation) -> list[int]:
-    """64 greedy tokens by transformers."""
-    tokens = continuation(llama, prompt, 64)
-    assert len(set(tokens)) > 10
-    return tokens
 
 
 def test_the_face_of_the_package(llama_bundle: Path) -> None:
@@ -116,7 +70,7 @@ def test_the_heads_own_tree_is_the_default(model: Model, prompt: list[int]) -> N
 
 
 @pytest.mark.parametrize("accept", [None, "match", "typical"])
-def test_sampling_with_a_seed(model: Model, prompt: list[int], accept: str | None) -> None:
+def test_sampling_with_a_seed(model: Model, prompt: list[int], accept: str | None, prophesied: Prophesied) -> None:
     options = Options(temperature=1.0, top_p=0.95, seed=11, max_new_tokens=40, ignore_eos=True)
     plain = model.generate(prompt, options)
     assert model.generate(prompt, options).token_ids == plain.token_ids
@@ -133,7 +87,9 @@ def test_sampling_with_a_seed(model: Model, prompt: list[int], accept: str | Non
     assert made.steps <= 8
 
 
-def test_end_token_within_an_accepted_path(model: Model, prompt: list[int], answer: list[int]) -> None:
+def test_end_token_within_an_accepted_path(
+    model: Model, prompt: list[int], answer: list[int], prophesied: Prophesied
+) -> None:
     # neither the root of a chain of six nor its end
     places = [i for i, token in enumerate(answer) if i > 8 and i % 6 in (1, 2, 3, 4) and token not in answer[:i]]
     place = places[0]
@@ -152,7 +108,7 @@ def biased_to_end(answer: list[int]) -> dict[str, Any]:
 
 
 def test_the_models_own_end_token_and_a_least_length(
-    model: Model, llama: Any, prompt: list[int], answer: list[int], logits_of: LogitsOf
+    model: Model, llama: Any, prompt: list[int], answer: list[int], logits_of: LogitsOf, prophesied: Prophesied
 ) -> None:
     ended = model.generate(prompt, **biased_to_end(answer))
     assert (ended.finish_reason, ended.token_ids[-1]) == ("stop", EOS)
@@ -193,7 +149,9 @@ def test_min_new_tokens_as_transformers(model: Model, llama: Any, prompt: list[i
 
 
 @pytest.mark.parametrize("is_drafted", [False, True])
-def test_stop_text_is_cut_off(model: Model, prompt: list[int], answer: list[int], is_drafted: bool) -> None:
+def test_stop_text_is_cut_off(
+    model: Model, prompt: list[int], answer: list[int], is_drafted: bool, prophesied: Prophesied
+) -> None:
     text = model.tokenizer.decode(answer)
     for start in range(6, 30, 5):
         stop = text[start : start + 3]
@@ -217,7 +175,7 @@ def test_a_stop_text_that_is_only_begun_is_given_out_at_the_end(
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("is_drafted", [False, True])
 def test_exactly_so_many_tokens(
-    model: Model, prompt: list[int], answer: list[int], count: int, is_drafted: bool
+    model: Model, prompt: list[int], answer: list[int], count: int, is_drafted: bool, prophesied: Prophesied
 ) -> None:
     options = prophesied(model, answer) if is_drafted else {}
     made = model.generate(prompt, max_new_tokens=count, ignore_eos=True, log_probabilities=True, **options)
@@ -226,7 +184,21 @@ def test_exactly_so_many_tokens(
     assert len(made.log_probabilities) == count
 
 
-def test_log_probabilities(model: Model, llama: Any, prompt: list[int], answer: list[int], logits_of: LogitsOf) -> None:
+def test_tokens_per_step_are_those_that_steps_decided(
+    model: Model, prompt: list[int], answer: list[int], prophesied: Prophesied
+) -> None:
+    """Where an answer ends says nothing about how well its drafts did."""
+    made = model.generate(prompt, max_new_tokens=8, ignore_eos=True, **prophesied(model, answer))
+    assert (made.new_tokens, made.steps, made.trace.emitted) == (8, 2, [6, 6])
+    assert made.tokens_per_step == 6.0
+    measured = Measurement("lookup")
+    measured.add(made, setup_seconds=0.0)
+    assert measured.tokens_per_step == 6.0
+
+
+def test_log_probabilities(
+    model: Model, llama: Any, prompt: list[int], answer: list[int], logits_of: LogitsOf, prophesied: Prophesied
+) -> None:
     logits = logits_of(llama, prompt + answer)[len(prompt) - 1 : -1].astype(np.float64)
     expected = (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(64), answer]
     for options in ({}, {"draft": "medusa"}, prophesied(model, answer)):
@@ -237,7 +209,7 @@ def test_log_probabilities(model: Model, llama: Any, prompt: list[int], answer: 
 
 @pytest.mark.parametrize("length", [1, 60, 120, 127])
 def test_the_capacity_ends_every_answer_at_the_same_token(
-    mistral_bundle: Path, mistral: Any, continuation: Continuation, length: int
+    mistral_bundle: Path, mistral: Any, continuation: Continuation, length: int, prophesied: Prophesied
 ) -> None:
     prompt = (list(range(5, 25)) * 7)[:length]
     expected = continuation(mistral, prompt, 128 - length)
@@ -246,112 +218,6 @@ def test_the_capacity_ends_every_answer_at_the_same_token(
         made = model.generate(prompt, max_new_tokens=500, ignore_eos=True, **options)
         assert made.token_ids == expected
         assert made.finish_reason == "length"
-
-
-CHAT = ("the ring", "of the tin", "to the sea")
-
-
-def conversation(answers: Sequence[str]) -> list[dict[str, str]]:
-    """All turns so far, and the next question."""
-    messages = []
-    for question, reply in zip(CHAT, answers, strict=False):
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    return [*messages, {"role": "user", "content": CHAT[len(answers)]}]
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of the prompt parts that decoders really compute, in order."""
-    from seqrt.runtime.decoder import Decoder
-
-    lengths: list[int] = []
-    original = Decoder.prefill
-
-    def counted(self: Decoder, tokens: Sequence[int]) -> list[StepOutput]:
-        lengths.append(len(tokens))
-        return original(self, tokens)
-
-    monkeypatch.setattr(Decoder, "prefill", counted)
-    return lengths
-
-
-@pytest.mark.parametrize(("draft", "adaptive"), DRAFTS)
-def test_turns_of_a_chat_reuse_the_cache(
-    model: Model, llama_bundle: Path, computed: list[int], draft: str, adaptive: bool
-) -> None:
-    options: dict[str, Any] = {"draft": draft, "adaptive": adaptive, "max_new_tokens": 20}
-    answers: list[str] = []
-    for _ in CHAT:
-        messages = conversation(answers)
-        made = model.chat(messages, **options)
-        whole, reused = made.prompt_tokens, made.prompt_tokens - computed[-1]
-        fresh = load(llama_bundle, threads=1).chat(messages, **options)
-        assert computed[-1] == whole
-        assert (made.text, made.token_ids) == (fresh.text, fresh.token_ids)
-        assert (reused > 0) == bool(answers)
-        answers.append(made.text)
-
-
-def test_token_ids_are_reused_to_the_last_computed_row(
-    model: Model, prompt: list[int], answer: list[int], computed: list[int]
-) -> None:
-    for options in ({}, prophesied(model, answer)):
-        model.generate([9, 9], max_new_tokens=1)
-        model.generate(prompt, max_new_tokens=20, ignore_eos=True, **options)
-        made = model.generate(prompt + answer[:20] + [7], max_new_tokens=4, ignore_eos=True)
-        assert computed[-1] <= 2, "the last token of an answer has not been computed, the new one neither"
-        model.generate([9, 9], max_new_tokens=1)
-        again = model.generate(prompt + answer[:20] + [7], max_new_tokens=4, ignore_eos=True)
-        assert computed[-1] == len(prompt) + 21
-        assert made.token_ids == again.token_ids
-
-
-def test_the_same_prompt_again(model: Model, prompt: list[int], answer: list[int], computed: list[int]) -> None:
-    for _ in range(2):
-        assert model.generate(prompt, max_new_tokens=30, ignore_eos=True).token_ids == answer[:30]
-    assert computed == [len(prompt), 1]
-
-
-@pytest.mark.parametrize("is_drafted", [False, True])
-@pytest.mark.parametrize("num_pieces", [0, 1, 5])
-def test_an_abandoned_stream_leaves_a_usable_cache(
-    model: Model, prompt: list[int], answer: list[int], num_pieces: int, is_drafted: bool
-) -> None:
-    options = prophesied(model, answer) if is_drafted else {}
-    stream = model.stream(prompt, max_new_tokens=60, ignore_eos=True, **options)
-    pieces = iter(stream)
-    for _ in range(num_pieces):
-        next(pieces)
-    assert stream.result.token_ids == answer[: stream.result.new_tokens]
-    assert "".join(answer_pieces(model, answer)).startswith(stream.result.text)
-    pieces.close()  # type: ignore[attr-defined]
-    longer = prompt + answer[:25]
-    assert model.generate(longer, max_new_tokens=20, ignore_eos=True).token_ids == answer[25:45]
-
-
-def answer_pieces(model: Model, answer: list[int]) -> Iterator[str]:
-    yield model.tokenizer.decode(answer)
-
-
-def test_an_answer_that_was_overtaken_says_so(model: Model, prompt: list[int], answer: list[int]) -> None:
-    """And what it leaves behind, whenever that is, does not disturb the one that overtook it."""
-    first = iter(model.stream([7, 8, 9], max_new_tokens=60, ignore_eos=True))
-    next(first)
-    second = iter(model.stream(prompt, max_new_tokens=30, ignore_eos=True))
-    next(second)
-    with pytest.raises(RequestError, match=r"^another answer was begun before this one ended.*load the bundle twice$"):
-        for _ in first:
-            pass
-    for _ in second:
-        pass
-    made = model.generate(prompt + answer[:30], max_new_tokens=20, ignore_eos=True)
-    assert made.token_ids == answer[30:50]
-
-
-def test_scoring_between_answers(model: Model, prompt: list[int], answer: list[int]) -> None:
-    model.generate(prompt, max_new_tokens=10)
-    model.score(prompt + answer)
-    assert model.generate(prompt, max_new_tokens=10, ignore_eos=True).token_ids == answer[:10]
 
 
 def test_texts_go_through_the_chat_template_unless_raw(model: Model) -> None:
