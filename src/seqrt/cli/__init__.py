@@ -22,6 +22,11 @@ from seqrt.errors import SeqrtError
 __all__ = ["main"]
 
 _EXIT_CODES: Final = "Exit codes: 0 success, 1 failure, 2 an unknown option or a value out of range, 130 interrupted."
+_ADVICE: Final = {
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EACCES: "choose a path that you may use",
+    errno.EMFILE: "close other programs",
+}
 _COMMANDS: Final = ("export", "run", "chat", "profile", "verify", "inspect", "doctor")
 
 
@@ -124,6 +129,6 @@ def _report_os(error: OSError) -> int:
         fail("the output was closed before everything was written")
         return FAILURE
     where = f"{error.filename}: " if error.filename else ""
-    advice = "; free some space or choose another disk" if error.errno == errno.ENOSPC else ""
-    fail(f"{where}{error.strerror or error}{advice}")
+    advice = _ADVICE.get(error.errno or 0, "check that this path and its disk can be used")
+    fail(f"{where}{error.strerror or error}; {advice}")
     return FAILURE
