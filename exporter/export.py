@@ -268,7 +268,7 @@ def _weight_bytes(graph: ir.Graph) -> int:
     read = (
         value.const_value
         for value in graph.initializers.values()
-        if any(node.op_type != "Gather" for node, _ in value.uses())
+        if any(node.op_type not in ("Gather", "GatherND") for node, _ in value.uses())
     )
     return sum(tensor.nbytes for tensor in read if tensor is not None)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from seqrt.runtime.bundle import open_bundle
+
 Seqrt = Callable[..., Any]
 ROW = {
     *("draft", "tree", "prompts", "new_tokens", "tokens_per_second", "ttft_ms", "itl_ms", "step_ms", "stages_ms"),
@@ -47,6 +49,10 @@ def test_document(seqrt: Seqrt, bundle: Path, prompts: Path) -> None:
     assert plain["acceptance_by_depth"] == []
     assert len(medusa["acceptance_by_depth"]) == 3  # as deep as the heads' own tree
     assert lookup["tokens_per_step"] >= 1.0
+    decoder = next(graph for graph in open_bundle(bundle).manifest.graphs if graph.role == "decoder")
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 64 * 2 * 96 + 96 * 64
+    assert decoder.weight_bytes == pytest.approx(4 * (2 * layer + 64 * 320), rel=0.01)  # of the embedding, a row
+    assert plain["gb_per_second"] == pytest.approx(decoder.weight_bytes / plain["step_ms"]["p50"] / 1e6, abs=1e-3)
     ratio = medusa["tokens_per_second"] / plain["tokens_per_second"]
     assert medusa["speedup_vs_none"] == pytest.approx(ratio, rel=1e-3)
 
