@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from seqrt.errors import ExportError
-from seqrt.exporter.lowering import FOLDED_ROWS
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.decoder import Compaction, Decoder
+from seqrt.runtime.bundle import CHUNK
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 _TOLERANCE: Final = 1e-3  # relative to the largest value of an output, or absolute below one
 _MOST_INTEGERS: Final = 0.1
 _FAULT: Final = "this is a fault of the exporter, please report it with the model's config (--no-check exports anyway)"
-_ROWS: Final = 8, FOLDED_ROWS + 8  # attention is computed in two ways
-_CAPACITY, _PAST = 128, 20
+_ROWS: Final = 8, CHUNK  # attention is computed in two ways
+_CAPACITY, _PAST = 192, 20
 
 
 def check_decoder(path: Path, decoder: Decoder) -> dict[str, float]:

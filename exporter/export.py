@@ -210,7 +210,10 @@ def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks]
 
 
 def _fill_heads(heads: Heads, store: WeightStore, quantize: Method) -> ir.Graph:
-    """The graph of draft heads; with a quantised base their products are int8 too: a wrong guess costs time only."""
+    """The graph of draft heads with its weights; with a quantised base these are int8: a wrong guess costs time only.
+
+    Heads with output layers of their own keep these in float32.
+    """
     graph = heads_graph(heads)
     name = heads.info.name
     state = {key: value.numpy() for key, value in heads.module.state_dict().items()}

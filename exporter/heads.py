@@ -47,9 +47,7 @@ def read_heads(name: str, path: Path, weights: DecoderWeights) -> Heads:
 def heads_graph(heads: Heads) -> ir.Graph:
     """Hidden `[1, H]` -> token_ids int64 and log_probabilities `[heads, k]`."""
     size = heads.module.first.shape[0]
-    state = {name: value.clone() for name, value in heads.module.state_dict().items()}
     graph = trace(heads.module, {"hidden": torch.zeros(1, size)}, ["token_ids", "log_probabilities"], {})
-    heads.module.load_state_dict(state)
     graph.name = heads.info.name
     return graph
 

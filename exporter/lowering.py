@@ -8,8 +8,7 @@ import torch
 from onnxscript.onnx_opset import opset24 as op
 
 from seqrt.graphs import ops  # noqa: F401  registers the operators that the table below names
-
-FOLDED_ROWS: Final = 64  # most query rows whose attention is computed row by row
+from seqrt.runtime.bundle import CHUNK
 
 
 def _tensor_scatter(past: ir.Value, update: ir.Value, write: ir.Value) -> Any:
@@ -21,8 +20,8 @@ def _attention(query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value) 
 
     ONNX Runtime's products of a single row, at scale 1, read the cache as it lies; those of several rows copy it first,
     which costs more than the product itself. And each row is summed in one order, however many there are: a token has
-    the same bits alone and in a chain (docs/decisions/0006-one-row.md). Many rows, those of a
-    prompt, pay for the copy.
+    the same bits alone and in a chain (docs/decisions/0006-one-row.md). The whole
+    chunks of a prompt pay for the copy.
 
     What is made of the mask here is the same in all layers; ONNX Runtime computes it once.
     """
@@ -31,7 +30,7 @@ def _attention(query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value) 
     heads, width = shape[1], shape[3]
     assert isinstance(heads, int)
     assert isinstance(width, int)
-    few = op.LessOrEqual(op.Shape(mask, start=2, end=3), op.Constant(value_ints=[FOLDED_ROWS]))
+    few = op.Less(op.Shape(mask, start=2, end=3), op.Constant(value_ints=[CHUNK]))
 
     def choose(folded: list[int], whole: list[int]) -> Any:
         return op.Where(few, op.Constant(value_ints=folded), op.Constant(value_ints=whole))

@@ -21,6 +21,7 @@ SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
 _ROLES: Final = ("decoder", "logits", "compaction")  # graphs of every bundle
 RESERVED_NAMES: Final = ("none", "lookup", *_ROLES)  # not for heads
+CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
 _MAX_MANIFEST_BYTES: Final = 1 << 24
 _MAX_DIMENSION: Final = 1 << 31
 

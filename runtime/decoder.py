@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from seqrt.errors import RequestError
+from seqrt.runtime.bundle import CHUNK
 from seqrt.runtime.engines import Engine
 
 _GROWTH: Final = 1.25  # attention is paid over all cache rows, used or not: small steps cost copies, large ones time
 _GRAIN: Final = 64  # cache rows are a multiple of it
-MAX_ROWS: Final = 512  # of one step; the cache has room for so many beyond the capacity
+MAX_ROWS: Final = CHUNK - 1  # of a tree; the cache has room for a chunk beyond the capacity
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -54,7 +55,7 @@ class Decoder:
         self.engine, self.capacity = engine, capacity
         self._make_compaction = compaction
         self._compaction: Engine | None = None
-        self._limit = capacity + MAX_ROWS
+        self._limit = capacity + CHUNK
         self._caches = [
             name.removeprefix("past_") for name in engine.inputs if name.startswith("past_") and "." in name
         ]
@@ -127,14 +128,20 @@ class Decoder:
     def prefill(self, tokens: Sequence[int]) -> list[StepOutput]:
         """Commits a prompt in chunks; the last output holds the logits that follow it.
 
+        Chunks end at multiples of CHUNK rows, and the last row of a prompt is in none that is whole: so a prompt gets
+        the same bits when a part of it is in the cache already, be it all but the last row.
+
         Returns:
             One output a chunk, with copied hidden states: drafters may want every row.
         """
-        outputs = []
-        for start in range(0, len(tokens), MAX_ROWS):
-            chunk = np.asarray(tokens[start : start + MAX_ROWS], np.int64)
-            rows = np.arange(len(chunk))
-            output = self.step(chunk, self._chunk_mask(len(chunk)), rows, rows[-1:])
+        outputs, end = [], self.past_len + len(tokens)
+        while self.past_len < end:
+            size = min(CHUNK - self.past_len % CHUNK, end - self.past_len)
+            if size == CHUNK and self.past_len + size == end:
+                size -= 1
+            start = len(tokens) - (end - self.past_len)
+            chunk, rows = np.asarray(tokens[start : start + size], np.int64), np.arange(size)
+            output = self.step(chunk, self._chunk_mask(size), rows, rows[-1:])
             outputs.append(StepOutput(output.topk_ids, output.topk_logits, output.logsumexp, output.hidden.copy()))
             self.commit(rows)
         return outputs

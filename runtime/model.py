@@ -1,7 +1,7 @@
 """A loaded bundle that answers: generate, stream, chat, score."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -12,26 +12,21 @@ from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
 from seqrt.runtime.drafters import Drafter
-from seqrt.runtime.drafters.lookup import LookupDrafter
-from seqrt.runtime.drafters.medusa import MedusaDrafter
+from seqrt.runtime.drafters.build import draft_names, make_drafter
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.generate import Loop
-from seqrt.runtime.options import NO_DRAFT, Options
+from seqrt.runtime.options import Options
 from seqrt.runtime.pacing import Pacer
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
 from seqrt.runtime.stream import Generation, Stream
-from seqrt.runtime.tree import Template
 from seqrt.runtime.verification import Verifier
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BACKENDS: Final = ("cpu",)
-LOOKUP: Final = "lookup"
-_HEADS: Final[Mapping[str, Callable[[OrtEngine, Template], Drafter]]] = {"medusa": MedusaDrafter}
-_DEFAULT_TREE: Final = "mc_sim_7b_63"
 
 Prompt = str | Sequence[int]
 
@@ -75,7 +70,7 @@ class Model:
             self._engines["decoder"], partial(self._engines.__getitem__, "compaction"), bundle.manifest.capacity
         )
         self._cached: list[int] = []  # tokens whose rows are in the cache
-        self._drafters: dict[tuple[str, str | None], Drafter] = {}
+        self._drafters: dict[tuple[str, str | None], Drafter | None] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
         self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
         self._tokenizer = _tokenizer(bundle)
@@ -85,7 +80,7 @@ class Model:
     @property
     def drafts(self) -> tuple[str, ...]:
         """Names that `draft` takes."""
-        return (NO_DRAFT, LOOKUP, *(head.name for head in self.bundle.manifest.heads))
+        return draft_names(self.bundle)
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -239,37 +234,10 @@ class Model:
         return logits
 
     def _drafter(self, options: Options) -> Drafter | None:
-        if options.tree is not None and options.draft in (NO_DRAFT, LOOKUP):
-            raise RequestError(f"--tree {options.tree} is for draft heads; --draft {options.draft} has no use for it")
-        if options.draft == NO_DRAFT:
-            return None
-        if options.draft not in self.drafts:
-            raise RequestError(f"--draft {options.draft} is not in this bundle; choose one of {', '.join(self.drafts)}")
         key = (options.draft, options.tree)
         if key not in self._drafters:
-            self._drafters[key] = self._make_drafter(*key)
+            self._drafters[key] = make_drafter(self.bundle, *key, self._engines)
         return self._drafters[key]
-
-    def _make_drafter(self, name: str, tree: str | None) -> Drafter:
-        if name == LOOKUP:
-            return LookupDrafter()
-        head = next(head for head in self.bundle.manifest.heads if head.name == name)
-        if head.kind not in _HEADS:
-            raise BundleError(
-                f"{self.bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows"
-                f" {', '.join(_HEADS)}; upgrade seqrt or choose another --draft"
-            )
-        if tree is not None:
-            template = Template.resolve(tree)
-        elif self.bundle.manifest.quantization != "none":
-            # Rows of a chain have the same bits as plain decoding, those of a branching tree have not, and quantised
-            # products make that count (docs/decisions/0006-one-row.md).
-            template = Template.chain(head.num_heads)
-        elif head.tree:
-            template = Template.parse(" ".join(head.tree))
-        else:
-            template = Template.named(_DEFAULT_TREE).limited(head.num_heads, head.top_k)
-        return _HEADS[head.kind](self._engines[name], template)
 
     def _pacer(self, options: Options) -> Pacer:
         key = (options.draft, options.tree, options.max_rows, options.adaptive)

@@ -111,7 +111,7 @@ def test_answers_end_at_the_capacity_with_and_without_drafts(seqrt: Seqrt, bundl
         ),
         (["--prompt", "x", "--draft", "medusa", "--tree", "12."], 2, "--tree '12.': the tree asks for candidate 12"),
         (["--prompt", "x", "--draft", "medusa", "--tree", "oak"], 2, "--tree 'oak': no tree is called 'oak'"),
-        (["--prompt", "x", "--draft", "lookup", "--tree", "0"], 2, "--tree needs draft heads, --draft lookup has"),
+        (["--prompt", "x", "--draft", "lookup", "--tree", "0"], 2, "--tree 0 needs draft heads, --draft lookup has"),
     ],
 )
 def test_bad_requests_are_one_line(seqrt: Seqrt, bundle: Path, arguments: list[str], code: int, text: str) -> None:

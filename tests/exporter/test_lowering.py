@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seqrt.exporter.lowering import FOLDED_ROWS
 from seqrt.exporter.stitch import model_of
 from seqrt.exporter.trace import trace
 from seqrt.graphs.ops import attention
+from seqrt.runtime.bundle import CHUNK
 
 Floats = npt.NDArray[np.float32]
 HEADS = [(4, 2, 16), (9, 3, 64), (2, 2, 8), (3, 1, 20)]  # of queries, of keys, width
@@ -57,7 +57,7 @@ def arrays(rng: np.random.Generator, heads: tuple[int, int, int], rows: int, cap
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(HEADS), st.integers(1, 2 * FOLDED_ROWS), st.integers(1, 200), st.integers(0, 2**32 - 1))
+@given(st.sampled_from(HEADS), st.integers(1, CHUNK + 50), st.integers(1, 200), st.integers(0, 2**32 - 1))
 def test_attention_is_that_of_torch(heads: tuple[int, int, int], rows: int, capacity: int, seed: int) -> None:
     feeds = arrays(np.random.default_rng(seed), heads, rows, capacity)
     expected = attention(*(torch.from_numpy(feeds[name]) for name in ("query", "key", "value", "mask")))
@@ -66,7 +66,7 @@ def test_attention_is_that_of_torch(heads: tuple[int, int, int], rows: int, capa
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(HEADS), st.integers(2, FOLDED_ROWS), st.integers(1, 8), st.integers(0, 2**32 - 1))
+@given(st.sampled_from(HEADS), st.integers(2, CHUNK - 1), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_a_row_has_the_same_bits_alone(heads: tuple[int, int, int], rows: int, blocks: int, seed: int) -> None:
     """What decision 6 promises, and drafting with quantised weights needs."""
     rng = np.random.default_rng(seed)

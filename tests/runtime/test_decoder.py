@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrt.errors import RequestError
-from seqrt.runtime.decoder import MAX_ROWS, Decoder, StepOutput
+from seqrt.runtime.bundle import CHUNK
+from seqrt.runtime.decoder import Decoder, StepOutput
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.tree import Tree
 
@@ -76,15 +77,39 @@ def decoders(llama_bundle: Path, mistral_bundle: Path) -> dict[str, tuple[Decode
 
 
 def test_prefill_in_chunks(llama: Any, llama_bundle: Path, logits_of: LogitsOf) -> None:
-    """600 tokens: more than a chunk."""
+    """600 tokens: several chunks."""
     decoder, prompt = open_decoder(llama_bundle, 1024), random_tokens(600)
     outputs = decoder.prefill(prompt)
     expected = logits_of(llama, prompt)
-    assert [len(output.hidden) for output in outputs] == [512, 88]
+    assert [len(output.hidden) for output in outputs] == [128, 128, 128, 128, 88]
     assert decoder.past_len == 600
     assert_row(outputs[-1], 0, expected[-1])
     hidden = np.concatenate([output.hidden for output in outputs])
     np.testing.assert_allclose(hidden @ llama.lm_head.weight.detach().numpy().T, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cached", "length", "sizes"),
+    [
+        (0, 1, [1]),
+        (0, 127, [127]),
+        (0, 128, [127, 1]),
+        (0, 129, [128, 1]),
+        (0, 256, [128, 127, 1]),
+        (1, 256, [127, 127, 1]),
+        (100, 300, [28, 128, 44]),
+        (255, 256, [1]),
+    ],
+)
+def test_chunks_end_at_the_same_rows_whatever_is_cached(
+    llama_bundle: Path, cached: int, length: int, sizes: list[int]
+) -> None:
+    """Whole chunks are computed in another way: which rows are in one must not depend on what was there before."""
+    decoder, prompt = open_decoder(llama_bundle, 1024), random_tokens(length)
+    if cached:
+        decoder.prefill(prompt[:cached])
+    assert [len(output.hidden) for output in decoder.prefill(prompt[cached:])] == sizes
+    assert decoder.past_len == length
 
 
 def test_cache_grows_while_decoding(llama: Any, llama_bundle: Path, logits_of: LogitsOf) -> None:
@@ -223,8 +248,8 @@ def test_reset_to_rows_that_are_not_there(llama_bundle: Path, length: int) -> No
 def test_more_rows_than_the_cache_may_hold(mistral_bundle: Path) -> None:
     decoder = open_decoder(mistral_bundle, 16)
     decoder.prefill(random_tokens(16))
-    chain = Tree.chain(random_tokens(MAX_ROWS + 1))
-    with pytest.raises(RequestError, match=rf"^{MAX_ROWS + 17} rows do not fit into a cache of {MAX_ROWS + 16}"):
+    chain = Tree.chain(random_tokens(CHUNK + 1))
+    with pytest.raises(RequestError, match=rf"^{CHUNK + 17} rows do not fit into a cache of {CHUNK + 16}"):
         run(decoder, chain)
 
 

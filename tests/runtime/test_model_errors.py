@@ -42,8 +42,8 @@ def test_prompts_that_cannot_be_served(model: Model, arguments: Any, message: st
     ("changes", "message"),
     [
         ({"draft": "hydra"}, r"^--draft hydra is not in this bundle; choose one of none, lookup, medusa$"),
-        ({"draft": "lookup", "tree": "0 1"}, r"^--tree 0 1 is for draft heads; --draft lookup has no use for it$"),
-        ({"tree": "0 1"}, r"^--tree 0 1 is for draft heads; --draft none has no use for it$"),
+        ({"draft": "lookup", "tree": "0 1"}, r"^--tree 0 1 needs draft heads, --draft lookup has none; name some"),
+        ({"tree": "0 1"}, r"^--tree 0 1 needs draft heads, --draft none has none; name some"),
         ({"draft": "medusa", "tree": "no_such"}, r"^no tree is called 'no_such'"),
         ({"draft": "medusa", "tree": "00"}, r"^path 00 of the tree has no parent before it"),
         ({"draft": "medusa", "tree": "0 12."}, r"^the tree asks for candidate 12 of a draft head, which gives 10"),

@@ -24,7 +24,7 @@ def model(llama_bundle: Path) -> Model:
 def test_log_probabilities_perplexity_and_best_tokens(
     model: Model, llama: Any, logits_of: LogitsOf, length: int
 ) -> None:
-    """Around the rows that are read out together (128), and more than a chunk of the prompt (512)."""
+    """Around the rows that are read out together (128), and more than a chunk of the prompt."""
     tokens = [int(token) for token in np.random.default_rng(length).integers(0, 272, length)]
     logits = logits_of(llama, tokens)[:-1].astype(np.float64)
     expected = (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(length - 1), tokens[1:]]

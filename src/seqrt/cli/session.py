@@ -69,7 +69,9 @@ def _check(model: "Model", options: Options) -> None:
     if options.tree is not None and head is not None:
         check_tree(options.tree, head.num_heads, head.top_k)
     elif options.tree is not None:
-        raise RequestError(f"--tree needs draft heads, --draft {options.draft} has none; name the heads with --draft")
+        raise RequestError(
+            f"--tree {options.tree} needs draft heads, --draft {options.draft} has none; name some with --draft"
+        )
 
 
 def _warn(options: Options) -> None:
