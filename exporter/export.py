@@ -58,13 +58,15 @@ class Report:
     Attributes:
         bundle: what was made.
         name: of the source, for people.
-        rounded: with --quantize source, the weights whose blocks could not be kept, and are int8 now.
+        kept: with --quantize source, the weights that have the source's own blocks, and their bytes in the bundle.
+        rounded: with --quantize source, those whose blocks could not be kept and are int8 now, likewise.
         differences: largest difference from torch per graph and output; empty without checks.
     """
 
     bundle: Path
     name: str
-    rounded: tuple[str, ...]
+    kept: Mapping[str, int]
+    rounded: Mapping[str, int]
     differences: Mapping[str, Mapping[str, float]]
 
 
@@ -108,10 +110,10 @@ def export(
     if quantize == "source":
         require_blocks(weights, projection_names(checkpoint.config.num_layers))
     with _staged(bundle) as folder:
-        rounded, differences = _write(
+        kept, rounded, differences = _write(
             folder, weights, dict(heads or {}), quantize, capacity or min(limit, DEFAULT_CAPACITY), check, progress
         )
-    return Report(bundle, checkpoint.name, rounded, differences)
+    return Report(bundle, checkpoint.name, kept, rounded, differences)
 
 
 @contextmanager
@@ -163,7 +165,8 @@ def _write(
     capacity: int,
     check: bool,
     progress: Progress,
-) -> tuple[tuple[str, ...], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, float]]]:
+    """Writes everything; returns what Report says of it."""
     checkpoint, config = weights.checkpoint, weights.checkpoint.config
     (folder / "graphs").mkdir()
     all_heads = [read_heads(name, path, weights) for name, path in head_paths.items()]
@@ -176,7 +179,7 @@ def _write(
     parameters = parameters_of(graphs["decoder"])
     progress("writing weights" if quantize == "none" else f"quantising weights ({quantize})")
     found = {name: quantized(weights, name, quantize) for name in parameters}
-    blocks = {name: kept for name, kept in found.items() if kept is not None}
+    blocks = {name: made for name, made in found.items() if made is not None}
     with weight_store(folder / "graphs" / "weights.bin") as store:
         for graph in graphs.values():
             _fill(graph, store, blocks, weights)
@@ -190,8 +193,10 @@ def _write(
         differences = _check(folder / "graphs", weights, blocks, all_heads)
     _write_texts(folder, checkpoint)
     _write_manifest(folder, checkpoint, graphs, [heads.info for heads in all_heads], quantize, capacity)
-    rounded = tuple(name for name, kept in blocks.items() if quantize == "source" and not kept.exact)
-    return rounded, differences
+    sizes = {name: _stored_bytes(graphs["decoder"], name) for name in blocks} if quantize == "source" else {}
+    kept = {name: size for name, size in sizes.items() if blocks[name].exact}
+    rounded = {name: size for name, size in sizes.items() if name not in kept}
+    return kept, rounded, differences
 
 
 def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks], weights: DecoderWeights) -> None:
@@ -274,6 +279,12 @@ def _weight_bytes(graph: ir.Graph) -> int:
         if any(node.op_type not in ("Gather", "GatherND") for node, _ in value.uses())
     )
     return sum(tensor.nbytes for tensor in read if tensor is not None)
+
+
+def _stored_bytes(graph: ir.Graph, name: str) -> int:
+    """What the parts of the quantised weight `name` take: codes, scales and the rest."""
+    parts = (value.const_value for key, value in graph.initializers.items() if key.startswith(f"{name}."))
+    return sum(tensor.nbytes for tensor in parts if tensor is not None)
 
 
 def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seqrt.cli.export import _head_paths, _measured
+from seqrt.cli.export import _head_paths, _measured, _print
 from seqrt.errors import RequestError
+from seqrt.exporter.export import Report
 from seqrt.runtime.bundle import open_bundle
 
 Seqrt = Callable[..., Any]
@@ -87,6 +88,14 @@ def test_what_fails_while_measuring_leaves_the_bundle(
     opened.verify()
     assert opened.manifest.quality is None
     assert code or json.loads(result.out)["quality"] is None
+
+
+def test_source_says_what_it_kept_and_what_it_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(tmp_path, "tiny", {"a": 1_000_000, "b": 1_500_000}, {"c": 300_000}, {})
+    _print(report, None)
+    assert capsys.readouterr().out == (
+        "blocks of the source: 2 weights (2.5 MB) kept as they are; 1 weight (0.3 MB) rounded to int8\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ def test_force_replaces_bundles_and_empty_directories(
     if not is_empty:
         (bundle / "seqrt.json").write_text("{}")
 
-    def write(folder: Path, *rest: object) -> tuple[tuple[str, ...], dict[str, dict[str, float]]]:
+    def write(folder: Path, *rest: object) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, float]]]:
         (folder / "new").write_text("")
-        return (), {}
+        return {}, {}, {}
 
     monkeypatch.setattr("seqrt.exporter.export._write", write)
     export(source, bundle, force=True)

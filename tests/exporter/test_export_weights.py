@@ -193,7 +193,12 @@ def test_source_blocks_are_kept_without_a_second_rounding(tmp_path: Path, kinds:
     expected = torch_scores(load_decoder(DecoderWeights(open_checkpoint(file))), tokens)
     exact = score_exactly(tmp_path / "bundle", tokens)
     np.testing.assert_allclose(exact, expected, atol=0.2 if "v" in kinds else 5e-3)
-    assert report.rounded == (("layers.0.attention.qkv.weight",) if "v" in kinds else ())
+    codes_and_scales = 64 * 128 + 4 * 2 * 128
+    assert report.rounded == ({"layers.0.attention.qkv.weight": codes_and_scales} if "v" in kinds else {})
+    parts = {"attention.qkv", "attention.o", "mlp.up"} | (set() if "down" in kinds else {"mlp.down"})
+    quantised = {"embed.weight", "head.weight"} | {f"layers.0.{part}.weight" for part in parts}
+    assert report.kept.keys() == quantised - report.rounded.keys()
+    assert 0 < sum(report.kept.values()) < (tmp_path / "bundle" / "graphs" / "weights.bin").stat().st_size
     model = onnx.load(tmp_path / "bundle" / "graphs" / "decoder.onnx", load_external_data=False)
     floats = [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2]
     kept = [name for name in floats if name.endswith(".weight")]

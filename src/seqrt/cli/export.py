@@ -4,7 +4,7 @@ import dataclasses
 import importlib.resources
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
@@ -42,7 +42,7 @@ def export(
         typer.Option(metavar="[NAME=]PATH", help="Draft heads, by the name that --draft takes; repeat for several."),
     ] = None,
     quantize: Annotated[
-        Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks, Q6_K ones as int8.")
+        Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks, what cannot be kept as int8.")
     ] = Quantization.none,
     capacity: Annotated[
         int | None,
@@ -85,7 +85,10 @@ def export(
                 "quantization": quantize.value,
                 "bytes": num_bytes,
                 "seconds": round(seconds, 3),
-                "rounded": report.rounded,
+                "kept": list(report.kept),
+                "kept_bytes": sum(report.kept.values()),
+                "rounded": list(report.rounded),
+                "rounded_bytes": sum(report.rounded.values()),
                 "differences": report.differences,
                 "quality": None if measured is None else dataclasses.asdict(measured),
             }
@@ -169,9 +172,8 @@ def _quality(source: Path, bundle: Path) -> Quality | None:
 
 
 def _print(report: "Report", quality: Quality | None) -> None:
-    if report.rounded:
-        more = f" and {len(report.rounded) - 1} more" if len(report.rounded) > 1 else ""
-        print(f"int8, as their blocks in the source cannot be kept: {report.rounded[0]}{more}")
+    if report.kept:
+        print(f"blocks of the source: {_count(report.kept)} kept as they are; {_count(report.rounded)} rounded to int8")
     if report.differences:
         print("largest difference from torch")
     for graph, outputs in report.differences.items():
@@ -182,3 +184,8 @@ def _print(report: "Report", quality: Quality | None) -> None:
             f"perplexity {quality.perplexity:.3f}, source {quality.source_perplexity:.3f} ({cost:+.2%});"
             f" top-1 agreement {quality.top1_agreement:.4f}; {quality.tokens} tokens"
         )
+
+
+def _count(weights: Mapping[str, int]) -> str:
+    plural = "" if len(weights) == 1 else "s"
+    return f"{len(weights)} weight{plural} ({sum(weights.values()) / 1e6:.1f} MB)"
