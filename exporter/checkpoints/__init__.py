@@ -87,10 +87,6 @@ class Checkpoint(Protocol):
         """Token that begins a text, if the model has one."""
 
     @property
-    def generation_defaults(self) -> dict[str, float]:
-        """The author's sampling values under their names in generation_config.json; empty means greedy."""
-
-    @property
     def chat_template(self) -> str | None:
         """Jinja source, if the model has one."""
 

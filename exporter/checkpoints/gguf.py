@@ -80,11 +80,6 @@ class GgufCheckpoint:
         return self.file.metadata.get("tokenizer.ggml.bos_token_id")
 
     @property
-    def generation_defaults(self) -> dict[str, float]:
-        """Empty: GGUF files carry no sampling values."""
-        return {}
-
-    @property
     def chat_template(self) -> str | None:
         """Jinja source, if the file has one."""
         return self.file.metadata.get("tokenizer.chat_template")

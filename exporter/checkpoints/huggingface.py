@@ -47,7 +47,8 @@ _GPT2: Final = {
 # Buffers that older versions saved, and the heads of a Medusa v1.0 model.
 _IGNORED_SUFFIXES: Final = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 _IGNORED_PREFIXES: Final = ("medusa_head.",)
-_SAMPLING_KEYS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# What transformers makes a tokenizer.json of; a runtime without transformers cannot.
+_SLOW_TOKENIZERS: Final = ("tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,6 @@ class HuggingFaceCheckpoint:
     config: DecoderConfig
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    generation_defaults: dict[str, float]
     chat_template: str | None
     weights: Safetensors
     sources: Mapping[str, _Source]
@@ -111,7 +111,15 @@ class HuggingFaceCheckpoint:
 
     def tokenizer_json(self) -> str | None:
         """Contents of the directory's tokenizer.json, if it has one."""
-        return _text(self.directory / "tokenizer.json")
+        text = _text(self.directory / "tokenizer.json")
+        slow = next((name for name in _SLOW_TOKENIZERS if (self.directory / name).exists()), None)
+        if text is None and slow is not None:
+            path = str(self.directory)
+            raise CheckpointError(
+                f"{path} has {slow} but no tokenizer.json; convert it in Python: "
+                f"transformers.AutoTokenizer.from_pretrained({path!r}).save_pretrained({path!r})"
+            )
+        return text
 
 
 def open_huggingface(directory: Path) -> HuggingFaceCheckpoint:
@@ -138,7 +146,6 @@ def open_huggingface(directory: Path) -> HuggingFaceCheckpoint:
         bos_token_id=next(
             iter(_token_ids(generation.get("bos_token_id", getattr(hf_config, "bos_token_id", None)))), None
         ),
-        generation_defaults=_generation_defaults(generation),
         chat_template=_chat_template(directory),
         weights=weights,
         sources=_sources(model_type, config, weights),
@@ -208,13 +215,6 @@ def _check_leftovers(weights: Safetensors, used: set[str], config: DecoderConfig
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise CheckpointError(f"tensor {left[0]}{more} has no place in this architecture; it is not supported")
-
-
-def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
-    """Sampling values; a config that does not ask for sampling means greedy whatever else it says."""
-    if not generation.get("do_sample"):
-        return {}
-    return {key: float(generation[key]) for key in _SAMPLING_KEYS if isinstance(generation.get(key), int | float)}
 
 
 def _chat_template(directory: Path) -> str | None:

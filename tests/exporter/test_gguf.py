@@ -131,11 +131,7 @@ def test_llama(tmp_path: Path) -> None:
     assert config.norm_eps == pytest.approx(1e-5)
     assert (config.ropes["full"].kind, config.ropes["full"].theta) == ("default", 50000.0)
     assert (checkpoint.name, checkpoint.files) == ("Tiny", [tmp_path / "tiny.gguf"])
-    assert (checkpoint.generation_defaults, checkpoint.tokenizer_json(), checkpoint.chat_template) == (
-        {},
-        None,
-        None,
-    )
+    assert (checkpoint.tokenizer_json(), checkpoint.chat_template) == (None, None)
 
 
 def test_mistral_window_biases_and_widths(tmp_path: Path) -> None:

@@ -271,33 +271,27 @@ def test_medusa_heads_in_a_model_are_ignored(saved: Callable[..., tuple[Any, Che
 def test_files_beside_the_weights(saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: Path) -> None:
     _, checkpoint = saved("llama")
     assert (checkpoint.eos_token_ids, checkpoint.bos_token_id) == ((2,), 1)
-    assert (checkpoint.chat_template, checkpoint.tokenizer_json(), checkpoint.generation_defaults) == (
-        None,
-        None,
-        {},
-    )
+    assert (checkpoint.chat_template, checkpoint.tokenizer_json()) == (None, None)
 
-    generation = {
-        "eos_token_id": [7, 9],
-        "bos_token_id": 3,
-        "do_sample": True,
-        "temperature": 0.6,
-        "top_k": 20,
-    }
+    generation = {"eos_token_id": [7, 9], "bos_token_id": 3}
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     (tmp_path / "tokenizer.json").write_text("{}")
     templates = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
     checkpoint = open_checkpoint(tmp_path)
     assert (checkpoint.eos_token_ids, checkpoint.bos_token_id) == ((7, 9), 3)
-    assert checkpoint.generation_defaults == {"temperature": 0.6, "top_k": 20.0}
     assert (checkpoint.chat_template, checkpoint.tokenizer_json()) == ("d", "{}")
     assert checkpoint.name == tmp_path.name
 
     (tmp_path / "chat_template.jinja").write_text("j")
-    (tmp_path / "generation_config.json").write_text(json.dumps(generation | {"do_sample": False}))
-    checkpoint = open_checkpoint(tmp_path)
-    assert (checkpoint.chat_template, checkpoint.generation_defaults) == ("j", {})
+    assert open_checkpoint(tmp_path).chat_template == "j"
+
+
+def test_slow_tokenizer_alone_is_refused(saved: Callable[..., tuple[Any, Checkpoint]], tmp_path: Path) -> None:
+    _, checkpoint = saved("llama")
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"has tokenizer\.model but no tokenizer\.json; convert it in Python: "):
+        checkpoint.tokenizer_json()
 
 
 def test_nothing_is_printed(

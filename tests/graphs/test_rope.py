@@ -45,9 +45,7 @@ def reference_config(kind: str, theta: float, dim: int, parameters: dict[str, fl
     ],
 )
 @pytest.mark.parametrize(("theta", "dim"), [(10000.0, 64), (500000.0, 128), (1000000.0, 8)])
-def test_tables_equal_transformers(
-    kind: RopeKind, parameters: dict[str, float], theta: float, dim: int
-) -> None:
+def test_tables_equal_transformers(kind: RopeKind, parameters: dict[str, float], theta: float, dim: int) -> None:
     rotary = LlamaRotaryEmbedding(reference_config(kind, theta, dim, parameters))
     expected_cos, expected_sin = rotary(torch.zeros(1), torch.arange(5000)[None])
 
@@ -64,9 +62,7 @@ def test_llama3_as_stored_factors_gives_the_same_frequencies() -> None:
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](reference_config("llama3", 500000.0, 64, LLAMA3), "cpu")
     plain, _ = inverse_frequencies(RopeConfig("default", 500000.0, 64))
 
-    stored, _ = inverse_frequencies(
-        RopeConfig("default", 500000.0, 64, factors=tuple((plain / frequencies).tolist()))
-    )
+    stored, _ = inverse_frequencies(RopeConfig("default", 500000.0, 64, factors=tuple((plain / frequencies).tolist())))
 
     torch.testing.assert_close(stored, frequencies, rtol=1e-6, atol=0)
 

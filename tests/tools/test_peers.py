@@ -56,9 +56,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def variant(name: str, plain: str | None = None, note: str = "", **options: Any) -> Variant:
     settings = {"threads": 1, "rate": 10.0, **options}
-    return Variant(
-        name=name, python=Path(sys.executable), module="fake_peer", options=settings, plain=plain, note=note
-    )
+    return Variant(name=name, python=Path(sys.executable), module="fake_peer", options=settings, plain=plain, note=note)
 
 
 def measured(variants: list[Variant], tmp_path: Path, repeats: int = 2) -> Measurement:
@@ -272,9 +270,7 @@ class TestVariants:
         rows = [variant("llama.cpp"), variant("llama.cpp lookup"), variant("genai int4")]
         assert [row.name for row in chosen(rows, ["lookup", "genai"])] == ["llama.cpp lookup", "genai int4"]
         assert chosen(rows, []) == rows
-        with pytest.raises(
-            ValueError, match=r"^--only vllm matches none of: llama.cpp, llama.cpp lookup, genai int4$"
-        ):
+        with pytest.raises(ValueError, match=r"^--only vllm matches none of: llama.cpp, llama.cpp lookup, genai int4$"):
             chosen(rows, ["vllm"])
 
 
@@ -286,18 +282,13 @@ class TestCommand:
             main(tmp_path / "m.gguf", python=tmp_path / "python")
         assert stopped.value.exit_code == 1
         assert capsys.readouterr().err == (
-            f"Error: no interpreter at {tmp_path}/python: "
-            "run `make peers` first (it compiles for ten minutes)\n"
+            f"Error: no interpreter at {tmp_path}/python: run `make peers` first (it compiles for ten minutes)\n"
         )
 
-    def test_a_failed_preparation_is_one_line(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_failed_preparation_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         python = tmp_path / "python"
         python.write_text("#!/bin/sh\necho noise >&2\necho OSError: the file is damaged >&2\nexit 1\n")
         python.chmod(0o755)
         with pytest.raises(typer.Exit):
             main(tmp_path / "m.gguf", python=python, folder=tmp_path / "build")
-        assert capsys.readouterr().err.splitlines()[-1] == (
-            "Error: prepare.py failed: OSError: the file is damaged"
-        )
+        assert capsys.readouterr().err.splitlines()[-1] == ("Error: prepare.py failed: OSError: the file is damaged")

@@ -1,6 +1,5 @@
 import json
 import random
-import re
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tools.train import features, german, kinds, medusa, prompts, states, tree, zoo
+from tools.train import features, medusa, states, tree, zoo
 from tools.train.answers import Answer, Job, answer_all, read_answers
 from tools.train.base import Llama, LlamaShape
 from tools.train.decode import continuations, sampler
@@ -177,70 +176,6 @@ def test_answers_resume_and_follow_ups_see_the_first_answer(base: Llama, tmp_pat
     assert list(whole["p1", 1].prompt) == Letters()(f"<abc><{first}><de>")["input_ids"]
 
 
-def test_prompts_are_many_distinct_and_repeatable() -> None:
-    passages = [(f"topic {i}", f"Sentence number {i} about it. " * 5) for i in range(8)]
-    made = prompts.mix(passages, ["Write code."], seed=3)
-    assert made == prompts.mix(passages, ["Write code."], seed=3)
-    assert made != prompts.mix(passages, ["Write code."], seed=4)
-    assert {prompt.task for prompt in made} == set(prompts.COUNTS)
-    assert len(made) >= 2400
-    assert len({prompt.turns[0] for prompt in made}) == len(made)
-
-
-def test_prompts_without_passages_leave_out_what_needs_them() -> None:
-    assert {prompt.task for prompt in prompts.mix([], [], 0)} == set(prompts.COUNTS) - {
-        "summarization",
-        "rag",
-    }
-
-
-def test_overlap_with_the_evaluation_set_is_found() -> None:
-    line = "Who was the first person that walked around the lake?"
-    made = [
-        prompts.Prompt("x", "qa", (f"Summarize: {line.upper()}  And more.",)),
-        prompts.Prompt("y", "qa", ("Hi",)),
-    ]
-    assert prompts.overlapping(made, ["other\n" + line]) == [f"summarize: {line.lower()} and more."]
-    assert prompts.overlapping(made, ["hi"]) == ["hi"]
-    assert prompts.overlapping(made, ["something else"]) == []
-
-
-def test_passage_drops_loops_and_the_cut_end() -> None:
-    text = (
-        "Bees live in large and busy hives. " * 3
-        + "They make honey out of nectar from flowers. And then they"
-    )
-    assert prompts.passage(text, shortest=10) == (
-        "Bees live in large and busy hives. They make honey out of nectar from flowers."
-    )
-    assert prompts.passage(text, shortest=1000) is None
-
-
-def test_openings_and_inventions() -> None:
-    rows = prompts.opening_rows(1)
-    assert len({row["id"] for row in rows}) == len(rows)
-    assert not any("{" in row["opening"] for row in rows)
-    said = [
-        Answer(rows[0]["id"], "qa", 0, (1,), (5, 2), " has been to the moon?"),
-        Answer(rows[1]["id"], "qa", 0, (1,), (5,), " no end"),
-    ]
-    kept = prompts.invented(said, rows)
-    assert [prompt.turns for prompt in kept] == [(f"{rows[0]['opening']} has been to the moon?",)]
-
-
-def test_german_sentences_are_filled_and_varied() -> None:
-    rng = random.Random(0)
-    made = {german.sentence(rng) for _ in range(400)}
-    assert len(made) > 380
-    assert all(re.fullmatch(r"[A-ZÄÖÜ„][^{}]*[.?]", text) for text in made)
-
-
-def test_every_kind_fills_its_templates() -> None:
-    rng = random.Random(0)
-    for maker in kinds.MAKERS.values():
-        assert all("{" not in maker(rng) and maker(rng) for _ in range(100))
-
-
 def test_hidden_states_choose_the_answers_tokens(base: Llama) -> None:
     made = [
         Answer(f"a{n}", "t", 0, tuple(p), tuple(continuations(base, [p], n + 1, set())[0][0]), "")
@@ -300,18 +235,14 @@ def test_untrained_heads_say_what_the_base_says() -> None:
 RECIPE = Recipe(num_heads=2, num_layers=1, draft_vocab=VOCAB, epochs=6, batch=64, learning_rate=1e-2)
 
 
-def training(
-    base: Llama, checkpoint: Path, recipe: Recipe = RECIPE
-) -> tuple[Heads, Rows, torch.Tensor, torch.Tensor]:
+def training(base: Llama, checkpoint: Path, recipe: Recipe = RECIPE) -> tuple[Heads, Rows, torch.Tensor, torch.Tensor]:
     rows = rows_of(base, answers(60), recipe.num_heads)
     token_map = draft_vocabulary(answers(60), recipe.draft_vocab)
     labels = draft_labels(rows.future, token_map, VOCAB)
     torch.manual_seed(0)
     heads = Heads(recipe.num_heads, recipe.num_layers, HIDDEN)
     for head in range(recipe.num_heads):
-        medusa.train(
-            heads, head, rows, labels, base.head[token_map], recipe, checkpoint.with_suffix(f".{head}")
-        )
+        medusa.train(heads, head, rows, labels, base.head[token_map], recipe, checkpoint.with_suffix(f".{head}"))
     return heads, rows, labels, base.head[token_map]
 
 
@@ -321,8 +252,7 @@ def test_loss_falls_and_accuracy_rises(base: Llama, tmp_path: Path) -> None:
     for head in range(RECIPE.num_heads):
         known = labels[:, head] >= 0
         before, after = (
-            loss(each(rows.hidden[known].float(), head), labels[known, head], output)
-            for each in (untrained, heads)
+            loss(each(rows.hidden[known].float(), head), labels[known, head], output) for each in (untrained, heads)
         )
         assert after < 0.7 * before
     old, _ = rank_accuracy(untrained, rows, labels, output)
@@ -364,9 +294,7 @@ def test_rank_accuracy_counts_by_hand() -> None:
 def test_files_round_trip(tmp_path: Path) -> None:
     heads = Heads(3, 2, HIDDEN)
     torch.nn.init.normal_(heads.blocks[1][1].weight)  # type: ignore[index]
-    zoo.write_heads(
-        tmp_path, heads.state_dict(), torch.tensor([4, 9, 1]), {"model_type": "medusa", "num_heads": 3}
-    )
+    zoo.write_heads(tmp_path, heads.state_dict(), torch.tensor([4, 9, 1]), {"model_type": "medusa", "num_heads": 3})
     from safetensors.torch import load_file
 
     tensors = load_file(tmp_path / "model.safetensors")

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from time import perf_counter
 
 import numpy as np
+from tools.bench.function_engine import FunctionEngine
 
 from seqrt.runtime.decoder import Decoder
 from seqrt.runtime.drafters.medusa import MedusaDrafter
 from seqrt.runtime.engines import Array, TensorInfo
-from seqrt.runtime.engines.function import FunctionEngine
 from seqrt.runtime.generate import STAGES, Loop
 from seqrt.runtime.pacing import Pacer
 from seqrt.runtime.sampling import Sampler

@@ -78,9 +78,7 @@ def render(tokenizer: Any, turns: Sequence[str], answers: Sequence[str]) -> list
 def render_opening(tokenizer: Any, opening: str) -> list[int]:
     """Token ids of a conversation in which the user has only begun to speak."""
     text = tokenizer.apply_chat_template([{"role": "user", "content": opening}], tokenize=False)
-    ids: list[int] = tokenizer(text[: text.rindex(opening) + len(opening)], add_special_tokens=False)[
-        "input_ids"
-    ]
+    ids: list[int] = tokenizer(text[: text.rindex(opening) + len(opening)], add_special_tokens=False)["input_ids"]
     return ids
 
 
@@ -109,9 +107,7 @@ def answer_all(
         with tqdm(total=len(waiting), desc=f"answers, turn {turn + 1}", unit="prompt", mininterval=5) as bar:
             for group in _alternate(groups):
                 pick: Pick = greedy
-                if (
-                    job.temperature > 0
-                ):  # keyed by the batch, so that a resumed run draws what it would have drawn
+                if job.temperature > 0:  # keyed by the batch, so that a resumed run draws what it would have drawn
                     pick = sampler(job.temperature, job.seed + zlib.crc32(group[0][1]["id"].encode()))
                 outputs, hidden = continuations(model, [ids for ids, _ in group], job.num_new, stop, pick)
                 if states_folder is not None:
@@ -185,18 +181,14 @@ def _alternate(groups: list[list[Any]]) -> Iterator[list[Any]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="GGUF file or Hugging Face directory")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--new-tokens", type=int, default=Job().num_new)
     parser.add_argument("--batch", type=int, default=Job().batch)
     parser.add_argument("--max-prompt", type=int, default=Job().max_prompt)
-    parser.add_argument(
-        "--states", type=Path, help="folder for hidden states, so that training starts at once"
-    )
+    parser.add_argument("--states", type=Path, help="folder for hidden states, so that training starts at once")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

@@ -34,9 +34,7 @@ class LlamaShape:
 class Llama:
     """A frozen Llama decoder over float weights with the tensor names of GGUF."""
 
-    def __init__(
-        self, shape: LlamaShape, state: dict[str, Tensor], dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, shape: LlamaShape, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         self.shape = shape
         self.dtype = dtype
         weights = {name: tensor.to(dtype) for name, tensor in state.items()}
@@ -60,9 +58,7 @@ class Llama:
     def cache(self, batch: int, capacity: int) -> Cache:
         """Empty keys and values for ``batch`` rows of at most ``capacity`` tokens."""
         size = (batch, self.shape.num_kv_heads, capacity, self.shape.head_dim)
-        return [
-            (torch.zeros(size, dtype=self.dtype), torch.zeros(size, dtype=self.dtype)) for _ in self.layers
-        ]
+        return [(torch.zeros(size, dtype=self.dtype), torch.zeros(size, dtype=self.dtype)) for _ in self.layers]
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, padding: Tensor, cache: Cache, start: int) -> Tensor:
@@ -151,9 +147,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, An
     )
     state = {}
     for tensor in reader.tensors:
-        weight = torch.tensor(
-            dequantize(tensor.data, tensor.tensor_type)
-        )  # a copy: the file is mapped read-only
+        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))  # a copy: the file is mapped read-only
         if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             weight = _half_rotation(weight, num_heads if "attn_q" in tensor.name else num_kv_heads)
         state[tensor.name] = weight

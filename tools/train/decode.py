@@ -53,15 +53,11 @@ def continuations(
             if not (done[row] and done[row][-1] in stop):
                 done[row].append(token)
                 kept[row].append(state)
-        alive = torch.tensor(
-            [i for i, row in enumerate(rows) if done[row][-1] not in stop], dtype=torch.int64
-        )
+        alive = torch.tensor([i for i, row in enumerate(rows) if done[row][-1] not in stop], dtype=torch.int64)
         if len(alive) == 0:
             break
         ids = chosen[:, None]
-        if len(alive) <= 0.75 * len(
-            rows
-        ):  # drop finished rows now and then: a copy of the cache costs a step
+        if len(alive) <= 0.75 * len(rows):  # drop finished rows now and then: a copy of the cache costs a step
             rows, padding, ids = [rows[i] for i in alive.tolist()], padding[alive], ids[alive]
             cache = _select(cache, alive)
     return done, [np.stack(each) for each in kept]

@@ -22,8 +22,7 @@ class Heads(nn.Module):
     def __init__(self, num_heads: int, num_layers: int, hidden_size: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers))
-            for _ in range(num_heads)
+            nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers)) for _ in range(num_heads)
         )
         for parameter in self.parameters():
             if parameter.ndim == 2:  # at the start a head says what the base says

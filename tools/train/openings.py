@@ -108,6 +108,4 @@ OPENINGS: dict[str, tuple[tuple[str, ...], int]] = {
 def opening(rng: random.Random, text: str) -> str:
     """An opening with its blanks filled."""
     person, other = rng.sample(PEOPLE, 2)
-    return text.format(
-        person=person, other=other, item=rng.choice(ITEMS).removesuffix("s"), n=rng.randint(2, 60)
-    )
+    return text.format(person=person, other=other, item=rng.choice(ITEMS).removesuffix("s"), n=rng.randint(2, 60))

@@ -59,10 +59,7 @@ def article_prompts() -> list[Prompt]:
             "Write two paragraphs of facts about {}, without headings or lists.",
         ),
         "news": (
-            (
-                "Write a detailed newspaper report about {}. "
-                "Name the people and the place, and quote two of them."
-            ),
+            ("Write a detailed newspaper report about {}. Name the people and the place, and quote two of them."),
             "Write a short news story about {}, with names, dates and figures.",
         ),
     }
@@ -174,16 +171,12 @@ def _turns(path: Path) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("articles", "openings", "mix"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--articles", type=Path, help="answers to the article prompts, for step mix")
     parser.add_argument("--invented", type=Path, help="what the model made of the openings, for step mix")
-    parser.add_argument(
-        "--code", type=Path, default=CODE_PROMPTS, help="more coding prompts, if the file exists"
-    )
+    parser.add_argument("--code", type=Path, default=CODE_PROMPTS, help="more coding prompts, if the file exists")
     parser.add_argument("--evaluation", type=Path, default=EVALUATION, help="prompts that must not occur")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

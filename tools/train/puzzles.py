@@ -105,10 +105,7 @@ def reasoning(rng: random.Random) -> str:
             f"{item} in the room?"
         ),
         f"If it rains, {a} stays at home. {a} is not at home. Is it raining? Why?",
-        (
-            f"{a} goes to the pharmacy every day although nobody in the family is ill. What could be the "
-            "reasons?"
-        ),
+        (f"{a} goes to the pharmacy every day although nobody in the family is ill. What could be the reasons?"),
         (
             f"Which word does not belong with the others: {item}, {rng.choice(ITEMS)}, "
             f"{rng.choice(ITEMS)}, thunder? Why?"

@@ -18,9 +18,7 @@ def save(folder: Path, keys: Sequence[str], states: Sequence[Array]) -> None:
     path = folder / f"{zlib.crc32(' '.join(keys).encode()):08x}.npz"
     partial = folder / f"{path.stem}.part"
     with partial.open("wb") as file:
-        np.savez(
-            file, keys=np.array(keys), lengths=[len(each) for each in states], hidden=np.concatenate(states)
-        )
+        np.savez(file, keys=np.array(keys), lengths=[len(each) for each in states], hidden=np.concatenate(states))
     partial.replace(path)
 
 

@@ -34,9 +34,7 @@ class Measure:
     coverage: float
 
 
-def write_heads(
-    folder: Path, weights: Mapping[str, Tensor], token_map: Tensor, config: Mapping[str, object]
-) -> None:
+def write_heads(folder: Path, weights: Mapping[str, Tensor], token_map: Tensor, config: Mapping[str, object]) -> None:
     """Write ``model.safetensors`` (float16, in the layout that vLLM reads) and ``config.json``.
 
     Args:

@@ -1,4 +1,4 @@
-"""A Python function as an engine: decoding loops are tested, and their host work measured, without any graph."""
+"""A Python function as an engine: the host work of decoding loops is measured without any graph."""
 
 from collections.abc import Callable, Mapping, Sequence
 
