@@ -169,6 +169,7 @@ def _write(
     """Writes everything; returns what Report says of it."""
     checkpoint, config = weights.checkpoint, weights.checkpoint.config
     (folder / "graphs").mkdir()
+    _write_texts(folder, checkpoint)
     all_heads = [read_heads(name, path, weights) for name, path in head_paths.items()]
     progress("tracing the decoder")
     graphs = {
@@ -191,7 +192,6 @@ def _write(
     if check:
         progress("comparing the graphs with torch")
         differences = _check(folder / "graphs", weights, blocks, all_heads)
-    _write_texts(folder, checkpoint)
     _write_manifest(folder, checkpoint, graphs, [heads.info for heads in all_heads], quantize, capacity)
     sizes = {name: _stored_bytes(graphs["decoder"], name) for name in blocks} if quantize == "source" else {}
     kept = {name: size for name, size in sizes.items() if blocks[name].exact}
