@@ -62,7 +62,8 @@ $(DEMO_GGUF): | $(INSTALLED)
 	rm -r build/demo/package
 	@touch $@
 
-$(DEMO_BUNDLE)/seqrt.json: $(DEMO_GGUF) $(EXPORTER) $(wildcard $(HEADS)/*) | $(INSTALLED)
-	$(BIN)/seqrt export $(DEMO_GGUF) $(DEMO_BUNDLE) --heads medusa=$(HEADS) --quantize source --force
+# The demo's model by how its weights are quantised: build/demo/none, /int8, /int4, /source
+build/demo/%/seqrt.json: $(DEMO_GGUF) $(EXPORTER) $(wildcard $(HEADS)/*) | $(INSTALLED)
+	$(BIN)/seqrt export $(DEMO_GGUF) $(@D) --heads medusa=$(HEADS) --quantize $* --force
 
 include tools/bench/peers/peers.mk
