@@ -21,7 +21,7 @@ class Row:
 
     `ratio` is the median over prompts and repeats of this variant's decoding rate divided by the reference's
     on the same prompt in the same repeat. `same_text` is the share of runs whose tokens equal those of the
-    variant's plain sibling; None for a variant that does not draft.
+    variant's plain sibling, or of the same weights in transformers; None for a variant that has neither.
     """
 
     name: str

@@ -7,6 +7,7 @@ from typing import Any
 from tools.bench.peers.client import Variant
 
 REFERENCE = "llama.cpp"
+FLOAT = "transformers fp32"
 SEQRT_DRAFTS = ("none", "lookup", "medusa")
 LLAMA_CPP_LOOKUP = 2  # draft tokens a step: its documentation's advice for a CPU; the default, 10, is for GPUs
 GENAI_NOTES = {
@@ -16,7 +17,7 @@ GENAI_NOTES = {
 
 
 def seqrt_variants(python: Path, name: str, bundle: Path, common: dict[str, Any]) -> list[Variant]:
-    """Return one variant for each drafter on one bundle."""
+    """Return one variant for each drafter on one bundle; one named "none" has the weights that transformers has."""
     plain = f"seqrt {name}"
     return [
         Variant(
@@ -24,7 +25,7 @@ def seqrt_variants(python: Path, name: str, bundle: Path, common: dict[str, Any]
             python=python,
             module="tools.bench.peers.seqrt_peer",
             options={**common, "bundle": str(bundle), "draft": draft},
-            plain=None if draft == "none" else plain,
+            plain=plain if draft != "none" else FLOAT if name == "none" else None,
         )
         for draft in SEQRT_DRAFTS
     ]
@@ -60,7 +61,7 @@ def peer_variants(python: Path, gguf: Path, folder: Path, common: dict[str, Any]
         peer(REFERENCE, "llama_cpp_peer", gguf=str(gguf), lookup=0),
         peer(lookup, "llama_cpp_peer", lookup_note, REFERENCE, gguf=str(gguf), lookup=LLAMA_CPP_LOOKUP),
         *genai,
-        peer("transformers fp32", "transformers_peer", model=str(folder / "hf")),
+        peer(FLOAT, "transformers_peer", model=str(folder / "hf")),
     ]
 
 
