@@ -90,7 +90,8 @@ class Pacer:
         if not drafted:
             return
         self._trial_tokens += emitted
-        self._trial_seconds += min(total_seconds, 3 * self.seconds[rows])
+        # Judged by the running cost, as plain decoding is: what other processes added to this step says nothing of it.
+        self._trial_seconds += self.seconds[rows] + min(total_seconds - step_seconds, self.seconds[rows])
         self._trial_steps += 1
         if self.adaptive and self._trial_steps >= _TRIAL_STEPS and 1 in self.seconds:
             self._judge()

@@ -16,10 +16,14 @@ Rate = Callable[[int], float]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A step of T rows takes 1 + per_row (T - 1), a draft takes `draft`; a plain token takes 1."""
+    """A step of T rows takes 1 + per_row (T - 1), a draft takes `draft`; a plain token takes 1.
+
+    Other processes add to each time a share of it, exponentially distributed with mean `busy`.
+    """
 
     per_row: float
     draft: float = 0.0
+    busy: float = 0.0
 
     def cost(self, rows: int) -> float:
         return 1 + self.per_row * (rows - 1)
@@ -65,7 +69,8 @@ def simulate(
         if drafted:
             probability = np.power(estimate(place), np.arange(MAX_ROWS), dtype=np.float64)
             rows, total = pacer.choose(probability), machine.draft
-        seconds = machine.cost(rows) * (1 + NOISE * float(rng.standard_normal()))
+        noise = NOISE * float(rng.standard_normal()) + machine.busy * float(rng.standard_exponential())
+        seconds = machine.cost(rows) * (1 + noise)
         total += seconds
         accepted = 0
         while accepted < rows - 1 and rng.random() < acceptance(place):
@@ -108,6 +113,14 @@ def test_a_slow_first_step_is_forgotten(machine: Machine, acceptance: float) -> 
     outcome = simulate(machine, always(acceptance), always(acceptance), pacer=pacer)
     assert outcome.rate(1000) > 0.98
     assert outcome.rate(1000) > 0.86 * machine.best_fixed(acceptance)
+
+
+@pytest.mark.parametrize("per_row", [0.05, 0.12])
+def test_a_busy_machine_does_not_stop_drafts_that_pay(per_row: float) -> None:
+    """What adds to all times alike must not count against the steps that are drafted."""
+    machine = Machine(per_row, 0.02, busy=0.3)
+    rates = [simulate(machine, always(0.3), always(0.3), seed=seed).rate() for seed in range(4)]
+    assert np.mean(rates) * (1 + machine.busy) > 0.935 * machine.best_fixed(0.3)
 
 
 def test_plain_steps_are_measured_even_if_every_step_is_drafted() -> None:
