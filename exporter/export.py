@@ -3,7 +3,7 @@
 import errno
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from seqrt.errors import ExportError
 from seqrt.exporter.check import check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import Checkpoint, QuantBlocks, open_checkpoint
-from seqrt.exporter.heads import Heads, heads_graph, read_heads
+from seqrt.exporter.heads import EMBEDDING, HeadGraph
+from seqrt.exporter.heads.read import read_heads
 from seqrt.exporter.quantize import (
     BLOCK,
     METHODS,
@@ -171,9 +173,10 @@ def _write(
     (folder / "graphs").mkdir()
     _write_texts(folder, checkpoint)
     all_heads = [read_heads(name, path, weights) for name, path in head_paths.items()]
+    parts = [part for heads in all_heads for part in heads.graphs]
     progress("tracing the decoder")
     graphs = {
-        "decoder": decoder_graph(config),
+        "decoder": decoder_graph(config, {heads.info.hidden_state_offset for heads in all_heads}),
         "logits": _logits_graph(config),
         "compaction": compaction_graph(config),
     }
@@ -184,14 +187,14 @@ def _write(
     with weight_store(folder / "graphs" / "weights.bin") as store:
         for graph in graphs.values():
             _fill(graph, store, blocks, weights)
-        for heads in all_heads:
-            graphs[heads.info.name] = _fill_heads(heads, store, quantize)
+        for part in parts:
+            graphs[part.role] = _fill_heads(part, store, blocks, quantize)
     for role, graph in graphs.items():
         ir.save(model_of(graph), folder / "graphs" / f"{role}.onnx")
     differences: dict[str, dict[str, float]] = {}
     if check:
         progress("comparing the graphs with torch")
-        differences = _check(folder / "graphs", weights, blocks, all_heads)
+        differences = _check(folder / "graphs", weights, blocks, parts)
     _write_manifest(folder, checkpoint, graphs, [heads.info for heads in all_heads], quantize, capacity)
     sizes = {name: _stored_bytes(graphs["decoder"], name) for name in blocks} if quantize == "source" else {}
     kept = {name: size for name, size in sizes.items() if blocks[name].exact}
@@ -214,27 +217,36 @@ def _fill(graph: ir.Graph, store: WeightStore, blocks: Mapping[str, QuantBlocks]
         value.const_value = store.tensor(own, partial(weights.tensor, own), value)
 
 
-def _fill_heads(heads: Heads, store: WeightStore, quantize: Method) -> ir.Graph:
-    """The graph of draft heads with its weights; with a quantised base these are int8: a wrong guess costs time only.
+def _fill_heads(part: HeadGraph, store: WeightStore, base: Mapping[str, QuantBlocks], quantize: Method) -> ir.Graph:
+    """A graph of draft heads with its weights; with a quantised base these are int8: a wrong guess costs time only.
 
-    Heads with output layers of their own keep these in float32.
+    Stacks of matrices stay in float32. The module, which the graph is checked against, gets the rounded values.
     """
-    graph = heads_graph(heads)
-    name = heads.info.name
-    state = {key: value.numpy() for key, value in heads.module.state_dict().items()}
-    blocks = {key: kept for key in ("first", "output") if (kept := _head_blocks(state[key], quantize)) is not None}
-    for key, kept in blocks.items():  # the module is what the graph is checked against
-        heads.module.get_parameter(key).data = torch.from_numpy(np.ascontiguousarray(kept.dequantize().T))
-    for key in list(graph.initializers):
-        if key in state and key not in blocks:
-            value = graph.initializers[key]
-            value.const_value = store.tensor(f"{name}.{key}", partial(state.__getitem__, key), value)
-    rewrite(graph, blocks, lambda key, array, dtype: store.initializer(graph, f"{name}.{key}", array, dtype))
+    graph, names = part.trace(), part.shared
+    state = {key: value.numpy() for key, value in part.module.state_dict().items()}
+    blocks = {key: kept for key in state if (kept := _head_blocks(key, state[key], base, quantize)) is not None}
+    for key, kept in blocks.items():
+        values = kept.dequantize() if key == EMBEDDING else np.ascontiguousarray(kept.dequantize().T)
+        part.module.get_parameter(key).data = torch.from_numpy(values)
+
+    def own(key: str) -> str:
+        """Name in the store of a parameter, or of a part of it."""
+        shared = next((name for name in names if key == name or key.startswith(f"{name}.")), None)
+        return f"{part.role}.{key}" if shared is None else names[shared] + key.removeprefix(shared)
+
+    for key in state.keys() & graph.initializers.keys() - blocks.keys():
+        value = graph.initializers[key]
+        value.const_value = store.tensor(own(key), partial(state.__getitem__, key), value)
+    rewrite(graph, blocks, lambda key, array, dtype: store.initializer(graph, own(key), array, dtype))
     return graph
 
 
-def _head_blocks(matrix: np.ndarray, quantize: Method) -> QuantBlocks | None:
-    return None if quantize == "none" or matrix.ndim != 2 or matrix.shape[0] % BLOCK else round_int8(matrix.T)
+def _head_blocks(
+    key: str, value: npt.NDArray[np.float32], base: Mapping[str, QuantBlocks], quantize: Method
+) -> QuantBlocks | None:
+    if key == EMBEDDING:
+        return base.get(EMBEDDING)
+    return None if quantize == "none" or value.ndim != 2 or value.shape[0] % BLOCK else round_int8(value.T)
 
 
 class _Logits(nn.Module):
@@ -255,7 +267,7 @@ def _logits_graph(config: DecoderConfig) -> ir.Graph:
 
 
 def _check(
-    folder: Path, weights: DecoderWeights, blocks: Mapping[str, QuantBlocks], all_heads: list[Heads]
+    folder: Path, weights: DecoderWeights, blocks: Mapping[str, QuantBlocks], parts: Sequence[HeadGraph]
 ) -> dict[str, dict[str, float]]:
     """Each graph against torch with the weights as quantised, so that only the graph is judged."""
     decoder = load_decoder(weights, {name: partial(as_computed, name, kept) for name, kept in blocks.items()})
@@ -265,9 +277,9 @@ def _check(
         "logits": check_graph(folder / "logits.onnx", decoder.readout.head, {"hidden": hidden}, ["logits"]),
         "compaction": check_compaction(folder / "compaction.onnx", decoder.config),
     }
-    for heads in all_heads:
-        name, outputs = heads.info.name, ["token_ids", "log_probabilities"]
-        differences[name] = check_graph(folder / f"{name}.onnx", heads.module, {"hidden": hidden[:1]}, outputs)
+    for part in parts:
+        inputs = {name: value.numpy() for name, value in part.inputs.items()}
+        differences[part.role] = check_graph(folder / f"{part.role}.onnx", part.module, inputs, list(part.outputs))
     return differences
 
 

@@ -3,7 +3,7 @@
 Tracing the 30 layers of a small model takes torch half a minute; one layer takes two seconds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.decoder import NUM_CANDIDATES, Compaction, Frame, Layer, Readout, Rows
+from seqrt.runtime.bundle import INNER
 
 _IR_VERSION = 11  # what ONNX 1.18 and later write for opset 24
 _T, _A, _C, _R = 8, 3, 32, 2  # example sizes; all different, so that no two symbols are taken for one
@@ -38,8 +39,12 @@ class _LayerStep(nn.Module):
         return result
 
 
-def decoder_graph(config: DecoderConfig) -> ir.Graph:
+def decoder_graph(config: DecoderConfig, offsets: Collection[int] = ()) -> ir.Graph:
     """The graph of docs/architecture.md, section "Decoder graph".
+
+    Args:
+        config: the model's shape.
+        offsets: of inner layers, counted back from the last, whose hidden states are outputs too.
 
     Its initialisers carry the canonical names of `graphs.decoder.Decoder` parameters and placeholder values:
     `exporter.weights` replaces them.
@@ -59,8 +64,10 @@ def decoder_graph(config: DecoderConfig) -> ir.Graph:
 
     shared = _splice(graph, frame, "", {**inputs, "past_key": inputs["past_key.0"]})
     x = shared["x"]
-    present = []
+    present, inner = [], []
     for i, kind in enumerate(config.layer_kinds):
+        if config.num_layers - i in offsets:
+            inner.append(_renamed(x, f"{INNER}{config.num_layers - i}"))
         values = {"x": x, "write": inputs["past_len"]}
         values |= {name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared}
         values |= {f"past_{part}": inputs[f"past_{part}.{i}"] for part in ("key", "value")}
@@ -77,6 +84,9 @@ def decoder_graph(config: DecoderConfig) -> ir.Graph:
     for name in ("topk_ids", "topk_logits", "logsumexp", "hidden"):
         made[name].shape = ir.Shape(rows.get(name, ["T", config.hidden_size]))
         graph.outputs.append(_renamed(made[name], name))
+    for value in inner:
+        value.shape = ir.Shape([1, "T", config.hidden_size])
+        graph.outputs.append(value)
     for value in present:
         value.shape = ir.Shape(cache)
         graph.outputs.append(value)

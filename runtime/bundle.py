@@ -22,6 +22,7 @@ MANIFEST: Final = "seqrt.json"
 _ROLES: Final = ("decoder", "logits", "compaction")  # graphs of every bundle
 RESERVED_NAMES: Final = ("none", "lookup", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
+INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
 _MAX_MANIFEST_BYTES: Final = 1 << 24
 _MAX_DIMENSION: Final = 1 << 31
 
@@ -61,12 +62,26 @@ class GraphInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadInfo:
-    """Draft heads: `name` is what --draft takes, `kind` is the method, `top_k` candidates come from each head."""
+    """Draft heads.
+
+    Attributes:
+        name: what --draft takes.
+        kind: the method.
+        top_k: candidates of each head.
+        graphs: roles of the graphs that guess, in the order in which they run.
+        prefix: role of the graph that makes a state of accepted rows (Hydra++), if there is one.
+        hidden_state_offset: how many layers before the last their hidden state is taken; 0 is the final one.
+        tree: rank paths, best first, where the heads came with them.
+        accuracy: by head and rank, likewise.
+    """
 
     name: str
     kind: str
     num_heads: int
     top_k: int
+    graphs: tuple[str, ...]
+    prefix: str | None = None
+    hidden_state_offset: int = 0
     tree: tuple[str, ...] = ()
     accuracy: tuple[tuple[float, ...], ...] = ()
 
@@ -262,10 +277,11 @@ def _check_shapes(manifest: Manifest, file: Path) -> None:
 
 
 def _check_roles(manifest: Manifest, file: Path) -> None:
-    roles, heads = [graph.role for graph in manifest.graphs], [head.name for head in manifest.heads]
-    if taken := set(heads) & set(RESERVED_NAMES):
+    roles = [graph.role for graph in manifest.graphs]
+    if taken := {head.name for head in manifest.heads} & set(RESERVED_NAMES):
         raise BundleError(f"{file} has draft heads called {min(taken)}, a reserved name; export again")
-    for role in (*_ROLES, *heads):
+    needed = [role for head in manifest.heads for role in (*head.graphs, head.prefix) if role is not None]
+    for role in (*_ROLES, *needed):
         if roles.count(role) != 1:
             raise BundleError(f"{file} has {roles.count(role)} graphs for {role!r}, expected 1; export again")
 

@@ -4,15 +4,15 @@ Committed rows lie at the front of the cache. A step writes its rows behind them
 where the path is not already in place (most are) a second, weightless graph moves its rows together.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from seqrt.errors import RequestError
-from seqrt.runtime.bundle import CHUNK
+from seqrt.runtime.bundle import CHUNK, INNER
 from seqrt.runtime.engines import Engine
 
 _GROWTH: Final = 1.25  # attention is paid over all cache rows, used or not: small steps cost copies, large ones time
@@ -31,12 +31,28 @@ class StepOutput:
         topk_ids, topk_logits: `[R, K]`, raw logits in descending order.
         logsumexp: `[R]`, of each row's full logits.
         hidden: `[T, H]`, final hidden states of all rows.
+        inner: `[T, H]` each, what so many layers before the last put out, where draft heads read that.
     """
 
     topk_ids: Ints
     topk_logits: Floats
     logsumexp: Floats
     hidden: Floats
+    inner: Mapping[int, Floats] = field(default_factory=dict)
+
+    def at_layer(self, offset: int) -> Floats:
+        """Hidden states `[T, H]` as `offset` layers before the last put them out; 0 for the final ones."""
+        return self.inner[offset] if offset else self.hidden
+
+    @classmethod
+    def of_prompt(cls, chunks: Sequence["StepOutput"]) -> "StepOutput":
+        """The outputs of a prompt's chunks as one: hidden states of all rows, logits of the last."""
+        last = chunks[-1]
+        if len(chunks) == 1:
+            return last
+        inner = {offset: np.concatenate([chunk.inner[offset] for chunk in chunks]) for offset in last.inner}
+        hidden = np.concatenate([chunk.hidden for chunk in chunks])
+        return cls(last.topk_ids, last.topk_logits, last.logsumexp, hidden, inner)
 
 
 class Decoder:
@@ -61,6 +77,7 @@ class Decoder:
         ]
         self._candidates = int(engine.outputs["topk_ids"].shape[1])
         self._hidden_size = int(engine.outputs["hidden"].shape[1])
+        self._inner = {int(name.removeprefix(INNER)): name for name in engine.outputs if name.startswith(INNER)}
         self._rows = 0
         self._is_shared = False  # whether the compaction graph has the caches as they are now
         self._chunk_masks: dict[int, npt.NDArray[np.bool_]] = {}
@@ -101,6 +118,7 @@ class Decoder:
             engine.output("topk_logits", (wanted, k)),
             engine.output("logsumexp", (wanted,)),
             engine.output("hidden", (rows, self._hidden_size)),
+            {offset: engine.output(name, (1, rows, self._hidden_size))[0] for offset, name in self._inner.items()},
         )
         engine.run()
         return output
@@ -142,7 +160,8 @@ class Decoder:
             start = len(tokens) - (end - self.past_len)
             chunk, rows = np.asarray(tokens[start : start + size], np.int64), np.arange(size)
             output = self.step(chunk, self._chunk_mask(size), rows, rows[-1:])
-            outputs.append(StepOutput(output.topk_ids, output.topk_logits, output.logsumexp, output.hidden.copy()))
+            inner = {offset: states.copy() for offset, states in output.inner.items()}
+            outputs.append(replace(output, hidden=output.hidden.copy(), inner=inner))
             self.commit(rows)
         return outputs
 

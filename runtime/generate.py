@@ -66,13 +66,14 @@ class Loop:
         """Yields the tokens that each model call decides, without end; the caller stops when it has enough."""
         start = perf_counter()
         history = self.sampler.history(prompt)
-        output = self.decoder.prefill(prompt[reused:])[-1]
+        chunks = self.decoder.prefill(prompt[reused:])
+        output = chunks[-1]
         rows = self._rows(output, last_row_only=True)
         root = self.sampler.choose(rows, 0, history)
         self._note(rows, [0], [root])
         history.append(root)
         if self.drafter is not None:
-            self.drafter.begin(history.tokens, output)
+            self.drafter.begin(history.tokens, StepOutput.of_prompt(chunks))
         self.trace.prefill_seconds = perf_counter() - start
         self.trace.arrival_seconds.append(self.trace.prefill_seconds)
         yield [root]
@@ -109,7 +110,7 @@ class Loop:
         room = min(self.decoder.capacity - self.decoder.past_len, MAX_ROWS)
         if self.drafter is None or room < 2 or not self.pacer.drafts():
             return Proposal.nothing(root), False
-        proposal = self.drafter.propose(root, min(self.pacer.max_rows, room))
+        proposal = self.drafter.propose(root, min(self.pacer.max_rows, room), self.pacer.rate)
         count = self.pacer.choose(proposal.probability)
         return proposal.truncated(count), True
 

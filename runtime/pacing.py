@@ -58,8 +58,14 @@ class Pacer:
             return 1  # nothing can be judged before a plain step has been measured
         gain = np.cumsum(probability[:most])
         cost = np.array([self.cost(rows) for rows in range(1, most + 1)])
-        rate = max(1.0 / self.seconds[1], self._rate())
-        return int(np.argmax(gain - rate * cost)) + 1
+        return int(np.argmax(gain - self.rate * cost)) + 1
+
+    @property
+    def rate(self) -> float:
+        """Tokens that a second is worth: what plain decoding, or drafting of late, brings in; 0 while unknown."""
+        if not self.adaptive or 1 not in self.seconds:
+            return 0.0
+        return max(1.0 / self.seconds[1], self._rate())
 
     def cost(self, rows: int) -> float:
         """Seconds of a step with so many rows: as measured, between measurements a line, beyond them its slope."""

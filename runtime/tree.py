@@ -94,6 +94,15 @@ class Tree:
         children: list[int] = np.flatnonzero(self.parents == node).tolist()
         return children
 
+    def chosen(self, order: IntArray) -> Tree:
+        """The tree of the nodes `order` [n], in this order; parents must come before their children in it."""
+        place = np.full(self.num_nodes, -1)
+        place[order] = np.arange(len(order))
+        parents = np.where(self.parents[order] < 0, -1, place[self.parents[order]])
+        return Tree.assemble(
+            self.tokens[order], parents, self.depth[order], np.ascontiguousarray(self.ancestors[np.ix_(order, order)])
+        )
+
     def truncated(self, num_nodes: int) -> Tree:
         """The first nodes of the tree, at least the root; the tree itself when it is small enough."""
         if num_nodes >= self.num_nodes:
@@ -187,6 +196,19 @@ class Template:
                 f"the tree asks for candidate {highest} of a draft head, which gives {num_ranks}"
                 f" (0 to {num_ranks - 1}); choose a narrower tree"
             )
+
+    def check_monotone(self) -> None:
+        """Raise RequestError where a candidate is in the tree, or followed by others, and a better one is not."""
+        inner = {path[:-1] for path in self.paths}
+        for path in self.paths:
+            better = (*path[:-1], path[-1] - 1)
+            if path[-1] and better not in self.paths:
+                raise RequestError(f"the tree has path {_path_text(path)} without {_path_text(better)}; add it before")
+            if path[-1] and path in inner and better not in inner:
+                raise RequestError(
+                    f"the tree goes on from path {_path_text(path)} but not from {_path_text(better)}, which is more"
+                    f" probable; add {_path_text((*better, 0))}"
+                )
 
     def fill(self, root: int, candidates: IntArray) -> Tree:
         """The tree of this shape over `candidates`.

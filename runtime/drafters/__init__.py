@@ -15,7 +15,7 @@ from seqrt.runtime.decoder import StepOutput
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.verification import Drawn
 
-__all__ = ["Drafter", "Proposal"]
+__all__ = ["Drafter", "Proposal", "most_probable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,21 @@ class Drafter(Protocol):
     name: str
 
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
-        """A request starts: its prompt with the root at the end, and what the prompt's last chunk computed."""
+        """A request starts.
 
-    def propose(self, root: int, max_nodes: int) -> Proposal:
-        """Guesses what follows `root`; at most `max_nodes` nodes."""
+        Args:
+            tokens: its prompt, and the root at the end.
+            output: what the prompt's rows computed, those excepted that were in the cache already.
+        """
+
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+        """Guesses what follows `root`.
+
+        Args:
+            root: the last decided token.
+            max_nodes: most nodes of the tree, the root included.
+            rate: tokens that a second is worth now, for drafters whose own work takes long; 0 spares nothing.
+        """
 
     def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
         """A step ended.
@@ -64,3 +75,11 @@ class Drafter(Protocol):
             tokens: newly decided tokens: the accepted drafts, then the next root.
             output: of the verification, its rows the nodes of the proposal.
         """
+
+
+def most_probable(probability: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """The `count` most probable nodes of a tree, most probable first, parents before their children."""
+    if count >= len(probability):
+        return np.argsort(-probability, kind="stable")
+    best = np.argpartition(-probability, count)[:count]
+    return best[np.lexsort((best, -probability[best]))]

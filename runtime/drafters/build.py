@@ -6,15 +6,31 @@ from typing import Final
 from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.bundle import Bundle, HeadInfo
 from seqrt.runtime.drafters import Drafter
+from seqrt.runtime.drafters.hydra import HydraDrafter
 from seqrt.runtime.drafters.lookup import LookupDrafter
 from seqrt.runtime.drafters.medusa import MedusaDrafter
 from seqrt.runtime.engines import Engine
 from seqrt.runtime.options import NO_DRAFT
 from seqrt.runtime.tree import Template
 
-_TRAIN_FREE: Final[Mapping[str, Callable[[], Drafter]]] = {"lookup": LookupDrafter}
-_OF_HEADS: Final[Mapping[str, Callable[[Engine, Template], Drafter]]] = {"medusa": MedusaDrafter}
 _DEFAULT_TREE: Final = "mc_sim_7b_63"
+_TRAIN_FREE: Final[Mapping[str, Callable[[], Drafter]]] = {"lookup": LookupDrafter}
+
+
+def _medusa(head: HeadInfo, template: Template, engines: Mapping[str, Engine]) -> Drafter:
+    return MedusaDrafter(engines[head.graphs[0]], template)
+
+
+def _hydra(head: HeadInfo, template: Template, engines: Mapping[str, Engine]) -> Drafter:
+    prefix = None if head.prefix is None else engines[head.prefix]
+    heads = [engines[role] for role in head.graphs[: template.max_depth]]
+    return HydraDrafter(heads, template, prefix, head.hidden_state_offset)
+
+
+_OF_HEADS: Final[Mapping[str, Callable[[HeadInfo, Template, Mapping[str, Engine]], Drafter]]] = {
+    "medusa": _medusa,
+    "hydra": _hydra,
+}
 
 
 def draft_names(bundle: Bundle) -> tuple[str, ...]:
@@ -45,7 +61,7 @@ def make_drafter(bundle: Bundle, name: str, tree: str | None, engines: Mapping[s
                 f"{bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows {', '.join(_OF_HEADS)};"
                 " upgrade seqrt or choose another --draft"
             )
-        return _OF_HEADS[head.kind](engines[name], _template(head, tree, bundle.manifest.quantization))
+        return _OF_HEADS[head.kind](head, _template(head, tree, bundle.manifest.quantization), engines)
     if tree is not None:
         raise RequestError(f"--tree {tree} needs draft heads, --draft {name} has none; name some with --draft")
     return None if name == NO_DRAFT else _TRAIN_FREE[name]()

@@ -108,7 +108,7 @@ def test_source_says_what_it_kept_and_what_it_rounded(tmp_path: Path, capsys: py
     ],
 )
 def test_head_names(texts: list[str], paths: dict[str, str]) -> None:
-    assert _head_paths(texts) == {name: Path(path) for name, path in paths.items()}
+    assert _head_paths(texts, lambda path: "medusa") == {name: Path(path) for name, path in paths.items()}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_head_names(texts: list[str], paths: dict[str, str]) -> None:
 )
 def test_bad_head_names(texts: list[str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        _head_paths(texts)
+        _head_paths(texts, lambda path: "medusa")
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -179,7 +179,7 @@ def test_heads_for_another_model(seqrt: Seqrt, source: Path, heads: Path, tmp_pa
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     result = seqrt("export", source, tmp_path / "bundle", "--heads", tmp_path)
     assert result.code == 1
-    assert "Medusa heads of another hidden size" in result.error
+    assert "draft heads of another hidden size" in result.error
     result = seqrt("export", source, tmp_path / "bundle", "--heads", f"big={tmp_path / 'none'}")
     assert result.code == 1
     assert "does not exist" in result.error

@@ -21,7 +21,7 @@ from seqrt.exporter.export import export
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports end where tracing would begin, which takes seconds."""
 
-    def stop(config: object) -> None:
+    def stop(*_: object) -> None:
         raise ExportError("tracing began")
 
     monkeypatch.setattr("seqrt.exporter.export.decoder_graph", stop)
@@ -77,7 +77,7 @@ def test_force_replaces_bundles_and_empty_directories(
 def test_whatever_ends_an_export_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def stop(config: object) -> None:
+    def stop(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("seqrt.exporter.export.decoder_graph", stop)
@@ -91,7 +91,7 @@ import os, signal, sys
 from pathlib import Path
 import seqrt.exporter.export as module
 
-module.decoder_graph = lambda config: os.kill(os.getpid(), signal.SIGKILL)
+module.decoder_graph = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
 """
 
@@ -118,7 +118,7 @@ def test_a_killed_export_leaves_the_old_bundle(source: Path, tmp_path: Path) -> 
 def test_disk_that_is_full_or_read_only(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
 ) -> None:
-    def stop(config: object) -> None:
+    def stop(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("seqrt.exporter.export.decoder_graph", stop)
@@ -163,7 +163,7 @@ def test_sources_that_cannot_be_read(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update({"blocks.1.layers.0.weight": torch.ones(32, 32)}), "Medusa heads of another"),
+        (lambda t: t.update({"blocks.1.layers.0.weight": torch.ones(32, 32)}), "draft heads of another"),
         (lambda t: t.pop("blocks.1.layers.0.weight"), "no weights for layer 0 of head 1"),
     ],
 )

@@ -12,10 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from seqrt.errors import CheckpointError
-from seqrt.exporter.checkpoints.medusa import MedusaWeights, read_medusa
+from seqrt.exporter.checkpoints import medusa
+from seqrt.exporter.checkpoints.head_tensors import open_heads
+from seqrt.exporter.checkpoints.medusa import MedusaWeights
 
 HEADS, HIDDEN, VOCAB = 3, 8, 20
 Tensors = dict[str, torch.Tensor]
+
+
+def read_medusa(path: Path, hidden_size: int, vocab_size: int) -> MedusaWeights:
+    return medusa.read_medusa(open_heads(path), hidden_size, vocab_size)
 
 
 def head_tensors(num_layers: int = 1, *, output: bool = True) -> Tensors:
@@ -226,9 +232,9 @@ def test_incomplete_heads(tmp_path: Path, changes: dict[str, torch.Tensor | None
 
 def test_a_model_without_heads(tmp_path: Path) -> None:
     path = write(tmp_path / "model", {"lm_head.weight": torch.ones(VOCAB, HIDDEN)}, "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no Medusa heads; pass the directory"):
+    with pytest.raises(CheckpointError, match=r"holds no draft heads; pass the directory"):
         read_medusa(path, HIDDEN, VOCAB)
-    with pytest.raises(CheckpointError, match=r"nothing does not exist; pass a directory with Medusa heads"):
+    with pytest.raises(CheckpointError, match=r"nothing does not exist; pass a directory with draft heads"):
         read_medusa(tmp_path / "nothing", HIDDEN, VOCAB)
 
 

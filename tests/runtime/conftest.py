@@ -43,6 +43,17 @@ def _tokenizer() -> tokenizers.Tokenizer:
 
 
 VOCAB = _tokenizer().get_vocab_size()
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
 
 
 def _randomize(model: Any, spread: float) -> Any:
@@ -57,18 +68,7 @@ def _randomize(model: Any, spread: float) -> Any:
 @pytest.fixture(scope="session")
 def llama() -> Any:
     """The transformers model behind `llama_bundle`."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_POSITIONS,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    return _randomize(transformers.LlamaForCausalLM(config), 0.4)
+    return _randomize(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)), 0.4)
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +86,45 @@ def llama_bundle(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tensors, heads / "medusa_lm_head.safetensors")
     (heads / "tree.json").write_text(json.dumps({"paths": ["0", "1", "00", "01", "10", "000", "2"]}))
     return export(source, source / "bundle", heads={"medusa": heads}).bundle
+
+
+@pytest.fixture(scope="session")
+def hydra_tensors() -> dict[str, dict[str, torch.Tensor]]:
+    """Random Hydra heads `hydra`, and `hydra++` with a prefix layer, as their authors save them."""
+    rng = torch.Generator().manual_seed(3)
+
+    def linear(name: str, *shape: int) -> dict[str, torch.Tensor]:
+        weight = torch.randn(shape, generator=rng) / shape[1] ** 0.5
+        return {f"{name}.weight": weight, f"{name}.bias": torch.randn(shape[0], generator=rng)}
+
+    def heads(place: int, output: str) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for head in range(NUM_HEADS):
+            tensors |= linear(f"hydra_mlp.{head}.{place}.linear", HIDDEN, HIDDEN * (head + 2))
+            tensors |= linear(f"hydra_mlp.{head}.{place}.res_connection", HIDDEN, HIDDEN * (head + 2))
+            tensors |= linear(f"hydra_mlp.{head}.{2 * place + 1}.linear", HIDDEN, HIDDEN)
+            tensors |= linear(output.format(head), VOCAB, HIDDEN)
+        return tensors
+
+    prefix = transformers.LlamaModel(transformers.LlamaConfig(**LLAMA | {"num_hidden_layers": 1}))
+    state = _randomize(prefix, 0.2).state_dict()
+    kept = {f"prefix_embeding_layer.{name}": value.clone() for name, value in state.items()}
+    return {"hydra": heads(0, "hydra_lm_head.{}"), "hydra++": heads(1, "hydra_lm_head.{}.1") | kept}
+
+
+@pytest.fixture(scope="session")
+def hydra_bundle(
+    llama: Any, hydra_tensors: dict[str, dict[str, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The model of `llama_bundle` with both kinds of Hydra heads; `hydra` reads the last layer but one."""
+    source, heads = tmp_path_factory.mktemp("llama"), {}
+    llama.save_pretrained(source)
+    _tokenizer().save(str(source / "tokenizer.json"))
+    for name, tensors in hydra_tensors.items():
+        heads[name] = tmp_path_factory.mktemp(name)
+        torch.save(tensors, heads[name] / "hydra_lm_head.pt")
+        (heads[name] / "config.json").write_text(json.dumps({"hidden_state_offset": int(name == "hydra")}))
+    return export(source, source / "bundle", heads=heads).bundle
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +213,7 @@ class Prophet:
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         self.place = 0
 
-    def propose(self, root: int, max_nodes: int) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
         ahead = self.answer[self.place + 1 : self.place + min(self.length, max_nodes)]
         return Proposal(Tree.chain([root, *ahead]), np.ones(1 + len(ahead)))
 

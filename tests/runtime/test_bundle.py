@@ -41,7 +41,15 @@ GRAPHS = tuple(
     GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile="ort", opset=24, weight_bytes=1)
     for role in ("decoder", "logits", "compaction", "medusa")
 )
-HEADS = HeadInfo(name="medusa", kind="medusa", num_heads=4, top_k=10, tree=("0", "00"), accuracy=((0.5, 0.25), (1.0,)))
+HEADS = HeadInfo(
+    name="medusa",
+    kind="medusa",
+    num_heads=4,
+    top_k=10,
+    graphs=("medusa",),
+    tree=("0", "00"),
+    accuracy=((0.5, 0.25), (1.0,)),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +222,8 @@ def test_absurd_shape(bundle: Path, name: str, value: int) -> None:
         (lambda raw: raw["graphs"].pop(0), "has 0 graphs for 'decoder', expected 1; export again"),
         (lambda raw: raw["graphs"].pop(2), "has 0 graphs for 'compaction', expected 1; export again"),
         (lambda raw: raw["graphs"].append(raw["graphs"][1]), "has 2 graphs for 'logits', expected 1; export again"),
-        (lambda raw: raw["heads"][0].update(name="hydra"), "has 0 graphs for 'hydra', expected 1; export again"),
+        (lambda raw: raw["heads"][0].update(graphs=["hydra.0"]), "has 0 graphs for 'hydra.0'"),
+        (lambda raw: raw["heads"][0].update(prefix="hydra.p"), "has 0 graphs for 'hydra.p'"),
         (lambda raw: raw["heads"][0].update(name="lookup"), "has draft heads called lookup, a reserved name"),
     ],
 )

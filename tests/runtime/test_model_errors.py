@@ -115,5 +115,5 @@ def test_heads_of_a_kind_that_this_version_does_not_know(model: Model) -> None:
     (head,) = manifest.heads
     manifest = dataclasses.replace(manifest, heads=(dataclasses.replace(head, kind="eagle"),))
     newer = Model(dataclasses.replace(model.bundle, manifest=manifest), 1)
-    with pytest.raises(BundleError, match="has draft heads medusa of kind 'eagle', this seqrt knows medusa; upgrade"):
+    with pytest.raises(BundleError, match="heads medusa of kind 'eagle', this seqrt knows medusa, hydra; upgrade"):
         newer.generate([5, 6], draft="medusa")

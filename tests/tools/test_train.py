@@ -1,19 +1,23 @@
 import json
 import random
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tools.train import features, medusa, states, tree, zoo
+from safetensors.torch import load_file
+from tools.train import features, fit, states, tree, zoo
 from tools.train.answers import Answer, Job, answer_all, read_answers
 from tools.train.base import Llama, LlamaShape
 from tools.train.decode import continuations, sampler
 from tools.train.features import Rows
-from tools.train.heads import Heads, draft_labels, draft_vocabulary, loss, rank_accuracy
-from tools.train.medusa import Recipe
+from tools.train.fit import Recipe
+from tools.train.heads import KINDS, Heads, HydraHeads, MedusaHeads, draft_labels, draft_vocabulary, loss, rank_accuracy
+
+from seqrt.exporter.checkpoints.head_tensors import open_heads
+from seqrt.exporter.checkpoints.hydra import Linear, read_hydra
 
 HIDDEN, VOCAB, LAYERS = 24, 40, 2
 EOS = 2
@@ -224,12 +228,14 @@ def test_draft_vocabulary_and_labels() -> None:
     assert labels.tolist() == [[1, -1], [-2, 0]]
 
 
-def test_untrained_heads_say_what_the_base_says() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_heads_say_what_the_base_says(kind: str) -> None:
     hidden = torch.randn(5, HIDDEN)
-    heads = Heads(2, 1, HIDDEN)
+    heads = KINDS[kind](2, 2, HIDDEN)
     for head, layers in enumerate(heads.blocks):
-        torch.nn.init.zeros_(layers[0].bias)  # type: ignore[index]
-        torch.testing.assert_close(heads(hidden, head), hidden)
+        for layer in layers.children():
+            torch.nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        torch.testing.assert_close(heads(hidden, torch.randn(5, head + 1, HIDDEN), head), hidden)
 
 
 RECIPE = Recipe(num_heads=2, num_layers=1, draft_vocab=VOCAB, epochs=6, batch=64, learning_rate=1e-2)
@@ -240,24 +246,63 @@ def training(base: Llama, checkpoint: Path, recipe: Recipe = RECIPE) -> tuple[He
     token_map = draft_vocabulary(answers(60), recipe.draft_vocab)
     labels = draft_labels(rows.future, token_map, VOCAB)
     torch.manual_seed(0)
-    heads = Heads(recipe.num_heads, recipe.num_layers, HIDDEN)
+    heads = KINDS[recipe.kind](recipe.num_heads, recipe.num_layers, HIDDEN)
     for head in range(recipe.num_heads):
-        medusa.train(heads, head, rows, labels, base.head[token_map], recipe, checkpoint.with_suffix(f".{head}"))
+        place = checkpoint.with_suffix(f".{head}")
+        fit.train(heads, head, rows, labels, base.head[token_map], base.embed, recipe, place)
     return heads, rows, labels, base.head[token_map]
 
 
-def test_loss_falls_and_accuracy_rises(base: Llama, tmp_path: Path) -> None:
-    heads, rows, labels, output = training(base, tmp_path / "c.pt")
-    untrained = Heads(2, 1, HIDDEN)
+@pytest.mark.parametrize(("kind", "teacher"), [("medusa", False), ("hydra", False), ("hydra", True)])
+def test_loss_falls_and_accuracy_rises(base: Llama, tmp_path: Path, kind: str, teacher: bool) -> None:
+    heads, rows, labels, output = training(base, tmp_path / "c.pt", replace(RECIPE, kind=kind, teacher=teacher))
+    untrained = KINDS[kind](2, 1, HIDDEN)
     for head in range(RECIPE.num_heads):
-        known = labels[:, head] >= 0
+        known = (labels[:, head] >= 0).nonzero()[:, 0]
+        path = rows.path(known, head, base.embed)
+        target = rows.teacher(known, head) if teacher else None
         before, after = (
-            loss(each(rows.hidden[known].float(), head), labels[known, head], output) for each in (untrained, heads)
+            loss(each(rows.hidden[known].float(), path, head), labels[known, head], output, target)
+            for each in (untrained, heads)
         )
-        assert after < 0.7 * before
-    old, _ = rank_accuracy(untrained, rows, labels, output)
-    new, _ = rank_accuracy(heads, rows, labels, output)
-    assert (new[:, 0] > old[:, 0]).all()
+        assert after < (0.95 if teacher else 0.7) * before
+    if not teacher:  # the answers' rule is not what the base thinks
+        old, _ = rank_accuracy(untrained, rows, labels, output, base.embed)
+        new, _ = rank_accuracy(heads, rows, labels, output, base.embed)
+        assert (new[:, 0] > old[:, 0]).all()
+
+
+def test_paths_and_teachers_are_those_of_the_answer(base: Llama) -> None:
+    """Head 1 after position r reads tokens r and r + 1, and should say what the base said in state r + 2."""
+    group = answers(2)
+    rows = rows_of(base, group, 2)
+    first = torch.tensor(group[0].answer)
+    path = rows.path(torch.tensor([3]), 1, base.embed)
+    torch.testing.assert_close(path[0], base.embed[first[3:5]])
+    torch.testing.assert_close(rows.teacher(torch.tensor([3]), 1)[0], rows.hidden[5].float())
+    assert int(rows.future[3, 1]) == int(first[5])
+
+
+def test_hydra_blocks_are_what_the_exporter_reads(tmp_path: Path) -> None:
+    """A head of the trainer and the exported graph's module make the same state, names and config included."""
+    torch.manual_seed(0)
+    heads = HydraHeads(2, 2, HIDDEN)
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter)
+    zoo.write_heads(tmp_path, heads.tensors(), torch.tensor([4, 9, 1]), heads.config())
+    sizes = {"hidden": HIDDEN, "queries": HIDDEN, "keys": 12, "inner": 32}
+    weights = read_hydra(open_heads(tmp_path), sizes, VOCAB)
+    hidden, path = torch.randn(3, HIDDEN), torch.randn(3, 2, HIDDEN)
+    x = torch.cat([hidden, path.flatten(1)], dim=1)
+    (inner, straight), (later,) = weights.first[1], weights.later[1]
+
+    def linear(layer: Linear, value: torch.Tensor) -> torch.Tensor:
+        assert layer.bias is not None
+        return value @ torch.from_numpy(layer.weight).T + torch.from_numpy(layer.bias)
+
+    y = linear(straight, x) + torch.nn.functional.silu(linear(inner, x))
+    y = y + torch.nn.functional.silu(linear(later, y))
+    torch.testing.assert_close(heads(hidden, path, 1), y, atol=0.05, rtol=0.01)
 
 
 def test_resumed_training_ends_with_the_same_weights(
@@ -271,47 +316,38 @@ def test_resumed_training_ends_with_the_same_weights(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr("tools.train.medusa.loss", interrupted)
+    monkeypatch.setattr("tools.train.fit.loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         training(base, tmp_path / "parts.pt")
-    monkeypatch.setattr("tools.train.medusa.loss", real)
+    monkeypatch.setattr("tools.train.fit.loss", real)
     parts, *_ = training(base, tmp_path / "parts.pt")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_rank_accuracy_counts_by_hand() -> None:
-    heads = Heads(1, 1, 2)
+    heads = MedusaHeads(1, 1, 2)
     torch.nn.init.zeros_(heads.blocks[0][0].bias)  # type: ignore[index]
     output = torch.tensor([[float(i), 0.0] for i in range(12)])  # token i scores i * x: rank 0 is token 11
     hidden = torch.tensor([[1.0, 0.0]] * 5, dtype=torch.float16)
     labels = torch.tensor([[11], [10], [0], [-2], [-1]])
-    accuracy, ranks = rank_accuracy(heads, Rows(hidden, labels[:, 0], labels), labels, output)
+    rows = Rows(hidden, labels[:, 0], labels)
+    accuracy, ranks = rank_accuracy(heads, rows, labels, output, embedding=output)
     assert ranks[:, 0].tolist() == [0, 1, 10, 10, 10]
     torch.testing.assert_close(accuracy[0, :3], torch.tensor([0.25, 0.25, 0.0]))
 
 
-def test_files_round_trip(tmp_path: Path) -> None:
-    heads = Heads(3, 2, HIDDEN)
+def test_files_hold_the_weights(tmp_path: Path) -> None:
+    heads = MedusaHeads(3, 2, HIDDEN)
     torch.nn.init.normal_(heads.blocks[1][1].weight)  # type: ignore[index]
-    zoo.write_heads(tmp_path, heads.state_dict(), torch.tensor([4, 9, 1]), {"model_type": "medusa", "num_heads": 3})
-    from safetensors.torch import load_file
-
+    zoo.write_heads(tmp_path, heads.tensors(), torch.tensor([4, 9, 1]), heads.config())
     tensors = load_file(tmp_path / "model.safetensors")
-    assert sorted(tensors) == sorted(
-        [
-            "token_map",
-            *(f"blocks.{i}.layers.{j}.{k}" for i in range(3) for j in range(2) for k in ("weight", "bias")),
-        ]
-    )
+    names = {f"blocks.{i}.layers.{j}.{k}" for i in range(3) for j in range(2) for k in ("weight", "bias")}
+    assert set(tensors) == {"token_map", *names}
     assert tensors["blocks.1.layers.1.weight"].dtype == torch.float16
-    assert tensors["token_map"].dtype == torch.int64
-    state, token_map = zoo.read_heads(tmp_path)
-    assert token_map.tolist() == [4, 9, 1]
-    restored = Heads(3, 2, HIDDEN)
-    restored.load_state_dict(state)
-    for name, tensor in heads.state_dict().items():
-        torch.testing.assert_close(restored.state_dict()[name], tensor, atol=2e-3, rtol=1e-3)
+    assert tensors["token_map"].tolist() == [4, 9, 1]
+    for name, tensor in heads.tensors().items():
+        torch.testing.assert_close(tensors[name].float(), tensor, atol=2e-3, rtol=1e-3)
     assert json.loads((tmp_path / "config.json").read_text())["num_heads"] == 3
 
 
@@ -354,32 +390,35 @@ def test_whole_run_ships_heads_tree_and_tables(base: Llama, tmp_path: Path) -> N
     others = [Answer(f"o-{i}", *other[1:]) for i, other in enumerate(map(astuple, others))]
     features.build(base, group, tmp_path / "states")
     recipe = Recipe(num_heads=2, draft_vocab=30, epochs=2, batch=64, held_out=0.2)
-    medusa.train_all(base, group, tmp_path, recipe, only=[1])
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["head-1.pt"]
-    trained = medusa.train_all(base, group, tmp_path, recipe)
-    measures = medusa.measure_all(base, trained, {"held out": group, "others": others}, tmp_path)
-    tables = medusa.ship(tmp_path / "zoo", base, "tiny", trained, measures)
+    fit.train_all(base, group, tmp_path, recipe, only=[1])
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["medusa-1.pt"]
+    trained = fit.train_all(base, group, tmp_path, recipe)
+    measures = fit.measure_all(base, trained, {"held out": group, "others": others}, tmp_path)
+    tables = fit.ship(tmp_path / "zoo", base, "tiny", trained, measures)
     assert [measure.name for measure in measures] == ["held out", "others"]
     assert len(measures[1].ranks) == sum(len(other.answer) for other in others)
     assert len(measures[0].ranks) + trained.num_positions == sum(len(answer.answer) for answer in group)
     config = json.loads((tmp_path / "zoo" / "config.json").read_text())
     assert (config["num_heads"], config["truncated_vocab_size"], config["vocab_size"]) == (2, 30, VOCAB)
     assert len(json.loads((tmp_path / "zoo" / "tree.json").read_text())["paths"]) == zoo.TREE_NODES - 1
-    state, token_map = zoo.read_heads(tmp_path / "zoo")
-    assert torch.equal(token_map, trained.token_map)
-    for name, tensor in trained.heads.state_dict().items():
-        torch.testing.assert_close(state[name], tensor, atol=2e-3, rtol=1e-3)
+    found = load_file(tmp_path / "zoo" / "model.safetensors")
+    assert torch.equal(found["token_map"], trained.token_map)
+    for name, tensor in trained.heads.tensors().items():
+        torch.testing.assert_close(found[name].float(), tensor, atol=2e-3, rtol=1e-3)
     assert tables.count("| others |") == 3
 
 
 def test_shipped_heads_are_complete() -> None:
     folder = Path(zoo.__file__).parents[1] / "zoo" / "smollm2-135m-medusa"
     config = json.loads((folder / "config.json").read_text())
-    state, token_map = zoo.read_heads(folder)
-    heads = Heads(config["num_heads"], config["num_layers"], config["hidden_size"])
-    heads.load_state_dict(state)
+    found = load_file(folder / "model.safetensors")
+    token_map = found.pop("token_map")
+    heads = MedusaHeads(config["num_heads"], config["num_layers"], config["hidden_size"])
+    assert {name: value.shape for name, value in found.items()} == {
+        name: value.shape for name, value in heads.tensors().items()
+    }
     assert len(token_map) == len(set(token_map.tolist())) == config["truncated_vocab_size"]
     assert int(token_map.max()) < config["vocab_size"]
-    found = json.loads((folder / "tree.json").read_text())
-    assert found["paths"] == tree.digits(tree.best_first(found["accuracy"], zoo.TREE_NODES))
+    made = json.loads((folder / "tree.json").read_text())
+    assert made["paths"] == tree.digits(tree.best_first(made["accuracy"], zoo.TREE_NODES))
     assert (folder / "model.safetensors").stat().st_size < 5e6

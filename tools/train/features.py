@@ -37,6 +37,15 @@ class Rows:
     tokens: Tensor
     future: Tensor
 
+    def path(self, part: Tensor, head: int, embedding: Tensor) -> Tensor:
+        """Embeddings ``[N, head + 1, H]`` of the tokens between positions ``part`` and what ``head`` should say."""
+        tokens = torch.cat((self.tokens[part, None], self.future[part, :head]), dim=1)
+        return embedding[tokens.clamp(min=0)].float()
+
+    def teacher(self, part: Tensor, head: int) -> Tensor:
+        """States ``[N, H]`` in which the base said what ``head`` should say after positions ``part``."""
+        return self.hidden[part + 1 + head].float()
+
 
 def is_held_out(answer: Answer, fraction: float) -> bool:
     """Whether an answer's prompt is kept out of training; the turns of one conversation stay together."""

@@ -1,10 +1,11 @@
-"""Medusa heads over a reduced vocabulary: what they compute, their loss, and how often they are right."""
+"""Draft heads over a reduced vocabulary: what they compute, their loss, and how often they are right."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Final, cast
 
 import torch
 from tools.train.answers import Answer
@@ -16,8 +17,8 @@ TOP_RANKS = 10
 """Ranks of a head's guesses that are measured: as many as a static tree branches into."""
 
 
-class Heads(nn.Module):
-    """Residual blocks of every head, before the shared output layer."""
+class MedusaHeads(nn.Module):
+    """Residual blocks on the base's state (arXiv 2401.10774), before the shared output layer."""
 
     def __init__(self, num_heads: int, num_layers: int, hidden_size: int) -> None:
         super().__init__()
@@ -28,12 +29,81 @@ class Heads(nn.Module):
             if parameter.ndim == 2:  # at the start a head says what the base says
                 nn.init.zeros_(parameter)
 
-    def forward(self, hidden: Tensor, head: int) -> Tensor:
-        """States ``[N, H]`` of the base -> states ``[N, H]`` of one head."""
+    def forward(self, hidden: Tensor, path: Tensor, head: int) -> Tensor:
+        """States ``[N, H]`` of the base -> states ``[N, H]`` of one head; it does not know the ``path``."""
         state = hidden
         for layer in cast("nn.ModuleList", self.blocks[head]):
             state = state + functional.silu(layer(state))
         return state
+
+    def config(self) -> dict[str, object]:
+        """What config.json says of them."""
+        num_layers = len(cast("nn.ModuleList", self.blocks[0]))
+        return {"model_type": "medusa", "num_heads": len(self.blocks), "num_layers": num_layers}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights in the layout that vLLM reads."""
+        state = self.state_dict()
+        return {re.sub(r"blocks\.(\d+)\.", r"blocks.\1.layers.", name): value for name, value in state.items()}
+
+
+class HydraHeads(nn.Module):
+    """Blocks on the base's state and the embeddings of the path so far (arXiv 2402.05109), before the output layer."""
+
+    def __init__(self, num_heads: int, num_layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for head in range(num_heads):
+            width = (head + 2) * hidden_size
+            linear, straight = nn.Linear(width, hidden_size), nn.Linear(width, hidden_size)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(straight.weight)
+            nn.init.zeros_(straight.bias)
+            with torch.no_grad():  # at the start a head says what the base says
+                straight.weight[:, :hidden_size] = torch.eye(hidden_size)
+            later = [nn.Linear(hidden_size, hidden_size) for _ in range(num_layers - 1)]
+            for layer in later:
+                nn.init.zeros_(layer.weight)
+            self.blocks.append(nn.ModuleList([linear, straight, *later]))
+
+    def forward(self, hidden: Tensor, path: Tensor, head: int) -> Tensor:
+        """States of one head.
+
+        Args:
+            hidden: States of the base ``[N, H]``.
+            path: Embeddings ``[N, head + 1, H]`` of the tokens that follow each position.
+            head: Which one.
+        """
+        linear, straight, *later = cast("nn.ModuleList", self.blocks[head])
+        x = torch.cat((hidden, path.flatten(1)), dim=1)
+        state: Tensor = straight(x) + functional.silu(linear(x))
+        for layer in later:
+            state = state + functional.silu(layer(state))
+        return state
+
+    def config(self) -> dict[str, object]:
+        """What config.json says of them, in the authors' words."""
+        num_layers = len(cast("nn.ModuleList", self.blocks[0])) - 1
+        return {
+            "hydra_head_arch": "mlp",
+            "hydra_num_heads": len(self.blocks),
+            "hydra_num_layers": num_layers,
+            "grounded_heads": True,
+            "hidden_state_offset": 0,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights in the authors' layout, without what the base has."""
+        found = {}
+        for name, value in self.state_dict().items():
+            _, head, place, kind = name.split(".")
+            block = {"0": "0.linear", "1": "0.res_connection"}.get(place, f"{int(place) - 1}.linear")
+            found[f"hydra_mlp.{head}.{block}.{kind}"] = value
+        return found
+
+
+Heads = MedusaHeads | HydraHeads
+KINDS: Final[Mapping[str, type[MedusaHeads] | type[HydraHeads]]] = {"medusa": MedusaHeads, "hydra": HydraHeads}
 
 
 def draft_vocabulary(answers: Sequence[Answer], size: int) -> Tensor:
@@ -52,13 +122,28 @@ def draft_labels(future: Tensor, token_map: Tensor, vocab_size: int) -> Tensor:
     return index[future]
 
 
-def loss(state: Tensor, labels: Tensor, output: Tensor) -> Tensor:
-    """Cross-entropy of one head's states ``[N, H]`` against ``labels`` ``[N]``; ``output`` is ``[Vd, H]``."""
-    return functional.cross_entropy(functional.linear(state.to(output.dtype), output).float(), labels)
+def loss(state: Tensor, labels: Tensor, output: Tensor, teacher: Tensor | None = None) -> Tensor:
+    """Cross-entropy of one head's states.
+
+    Args:
+        state: ``[N, H]``.
+        labels: Tokens ``[N]`` of the draft vocabulary.
+        output: Output rows of the draft vocabulary ``[Vd, H]``.
+        teacher: The base's own states ``[N, H]`` where it chose these tokens: what it thought of all the others counts
+            too, and the labels do not (Hydra++, section 4).
+    """
+    logits = functional.linear(state.to(output.dtype), output).float()
+    if teacher is None:
+        return functional.cross_entropy(logits, labels)
+    with torch.no_grad():
+        target = functional.linear(teacher.to(output.dtype), output).float().softmax(1)
+    return functional.cross_entropy(logits, target)
 
 
 @torch.inference_mode()
-def rank_accuracy(heads: Heads, rows: Rows, labels: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+def rank_accuracy(
+    heads: Heads, rows: Rows, labels: Tensor, output: Tensor, embedding: Tensor
+) -> tuple[Tensor, Tensor]:
     """How often the guess of each rank is right, and the rank of the right token at every position.
 
     Returns:
@@ -68,7 +153,7 @@ def rank_accuracy(heads: Heads, rows: Rows, labels: Tensor, output: Tensor) -> t
     ranks = torch.full(labels.shape, TOP_RANKS)
     for part in torch.split(torch.arange(len(labels)), 1024):
         for k in range(labels.shape[1]):
-            state = heads(rows.hidden[part].float(), k)
+            state = heads(rows.hidden[part].float(), rows.path(part, k, embedding), k)
             top = functional.linear(state.to(output.dtype), output).topk(TOP_RANKS).indices
             hit = top == labels[part, k, None]
             ranks[part, k] = torch.where(hit.any(-1), hit.to(torch.int8).argmax(-1), TOP_RANKS)

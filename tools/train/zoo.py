@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tools.train import tree
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Measure:
 
     Attributes:
         name: What the set is.
-        accuracy: ``[K][ranks]`` as :func:`tools.train.medusa.rank_accuracy` returns it.
+        accuracy: ``[K][ranks]`` as :func:`tools.train.heads.rank_accuracy` returns it.
         ranks: ``[N, K]`` of the same.
         coverage: Share of the answer tokens that the draft vocabulary holds.
     """
@@ -35,28 +35,19 @@ class Measure:
 
 
 def write_heads(folder: Path, weights: Mapping[str, Tensor], token_map: Tensor, config: Mapping[str, object]) -> None:
-    """Write ``model.safetensors`` (float16, in the layout that vLLM reads) and ``config.json``.
+    """Write ``model.safetensors`` (float16) and ``config.json``.
 
     Args:
         folder: Made if missing.
-        weights: State dict of :class:`tools.train.medusa.Heads`: ``blocks.{i}.{j}.weight`` and ``.bias``.
+        weights: Tensors under the names that they are published with.
         token_map: Token ids of the draft vocabulary.
         config: Contents of the configuration file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"token_map": token_map}
-    for name, tensor in weights.items():
-        _, head, layer, kind = name.split(".")
-        tensors[f"blocks.{head}.layers.{layer}.{kind}"] = tensor.to(torch.float16).contiguous()
+    tensors |= {name: tensor.to(torch.float16).contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def read_heads(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """The inverse of :func:`write_heads`: a float32 state dict and the token map."""
-    tensors = load_file(folder / "model.safetensors")
-    token_map = tensors.pop("token_map")
-    return {name.replace(".layers.", "."): tensor.float() for name, tensor in tensors.items()}, token_map
 
 
 def write_tree(folder: Path, accuracy: Sequence[Sequence[float]]) -> list[tree.Path]:

@@ -20,7 +20,6 @@ from seqrt.runtime.bundle import RESERVED_NAMES, Quality, open_bundle, record_qu
 if TYPE_CHECKING:
     from seqrt.exporter.export import Report
 
-_DEFAULT_NAME: Final = "medusa"
 _NAME: Final = re.compile(r"[A-Za-z][\w-]*")
 
 
@@ -39,7 +38,10 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     heads: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="Draft heads, by the name that --draft takes; repeat for several."),
+        typer.Option(
+            metavar="[NAME=]PATH",
+            help="Medusa or Hydra heads, by the name that --draft takes, else by what they are; repeat for several.",
+        ),
     ] = None,
     quantize: Annotated[
         Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks, what cannot be kept as int8.")
@@ -58,10 +60,10 @@ def export(
     Nothing appears at BUNDLE before it is complete and checked; an export that fails before leaves nothing
     behind. What quantisation costs is measured afterwards: where that fails, the bundle stays without it.
     """
-    paths = _head_paths(heads or [])
     start = perf_counter()
     with everything_to_stderr(), status() as progress:
-        exporter = _exporter()
+        exporter, kind_of = _exporter()
+        paths = _head_paths(heads or [], kind_of)
         report = exporter(
             source,
             bundle,
@@ -98,19 +100,20 @@ def export(
     _print(report, measured)
 
 
-def _exporter() -> Callable[..., "Report"]:
-    """The exporter, with a plain word where its libraries are missing."""
+def _exporter() -> tuple[Callable[..., "Report"], Callable[[Path], str]]:
+    """The exporter, and what tells heads apart; with a plain word where its libraries are missing."""
     try:
         from seqrt.exporter.export import export as exporter
+        from seqrt.exporter.heads.read import head_kind
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("seqrt"):
             raise
         raise ExportError(f"{error.name} is not installed; run: pip install 'seqrt[export]'") from error
-    return exporter
+    return exporter, head_kind
 
 
-def _head_paths(texts: Sequence[str]) -> dict[str, Path]:
-    """`[NAME=]PATH` each, as paths by name.
+def _head_paths(texts: Sequence[str], kind_of: Callable[[Path], str]) -> dict[str, Path]:
+    """`[NAME=]PATH` each, as paths by name; `kind_of` names what has no name.
 
     Raises:
         RequestError: a name is taken or no name.
@@ -120,7 +123,7 @@ def _head_paths(texts: Sequence[str]) -> dict[str, Path]:
         left, separator, right = text.partition("=")
         # A path may hold an equals sign too.
         is_named = separator and "/" not in left and not Path(text).exists()
-        name, path = (left, right) if is_named else (_DEFAULT_NAME, text)
+        name, path = (left, right) if is_named else (kind_of(Path(text)), text)
         if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
             raise RequestError(
                 f"--heads {text}: {name!r} cannot be a name; give letters, digits, - or _,"

@@ -1,14 +1,16 @@
-"""Train Medusa heads for a frozen base model on the base's own answers (arXiv 2401.10774, Medusa-1).
+"""Train draft heads for a frozen base model on the base's own answers.
 
-Head k at a position predicts the token k + 2 places later. A head is residual blocks
-``z = h + SiLU(W h + b)`` over the base's post-norm hidden state, then the base's own output layer, of which
-only the rows of frequent tokens are kept: what is trained and shipped is small, and so is what a draft costs.
+Head k at a position predicts the token k + 2 places later, from the base's post-norm hidden state (Medusa-1, arXiv
+2401.10774) and the embeddings of the tokens between (Hydra, arXiv 2402.05109); tools/train/heads.py has the blocks.
+Then comes the base's own output layer, of which only the rows of frequent tokens are kept: what is trained and
+shipped is small, and so is what a draft costs.
 
-    python -m tools.train.medusa --base MODEL.gguf --answers answers.jsonl --work DIR --out tools/zoo/NAME
+    python -m tools.train.fit --kind hydra --base MODEL.gguf --answers answers.jsonl --work DIR --out tools/zoo/NAME
 
-Heads share nothing that is trained, so each is trained by itself (the paper's weights 0.8**k of a common
-loss would change nothing under Adam), and several processes can share the work: ``--only 0 1`` trains heads
-0 and 1 and stops; the run without it trains what is left, measures and writes.
+Heads share nothing that is trained, so each is trained by itself (the papers' weights of a common loss would change
+nothing under Adam), and several processes can share the work: ``--only 0 1`` trains heads 0 and 1 and stops; the run
+without it trains what is left, measures and writes. ``--teacher`` learns from all that the base thought of each token
+and not from the one that it said.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from tools.train import features, zoo
 from tools.train.answers import Answer, read_answers
 from tools.train.base import Llama, load_base
 from tools.train.features import Rows
-from tools.train.heads import Heads, draft_labels, draft_vocabulary, loss, rank_accuracy
+from tools.train.heads import KINDS, Heads, draft_labels, draft_vocabulary, loss, rank_accuracy
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Hyper-parameters; ``warm_up`` is a share of all steps, ``held_out`` one of all prompts."""
+    """Hyper-parameters; ``kind`` is one of KINDS, ``warm_up`` a share of all steps, ``held_out`` one of all prompts."""
 
+    kind: str = "medusa"
     num_heads: int = 4
     num_layers: int = 1
     draft_vocab: int = 8192
@@ -41,6 +44,7 @@ class Recipe:
     learning_rate: float = 1e-3
     warm_up: float = 0.05
     held_out: float = 0.05
+    teacher: bool = False
     seed: int = 0
 
 
@@ -56,7 +60,16 @@ class Trained:
     num_positions: int
 
 
-def train(heads: Heads, head: int, rows: Rows, labels: Tensor, output: Tensor, recipe: Recipe, checkpoint: Path) -> int:
+def train(
+    heads: Heads,
+    head: int,
+    rows: Rows,
+    labels: Tensor,
+    output: Tensor,
+    embedding: Tensor,
+    recipe: Recipe,
+    checkpoint: Path,
+) -> int:
     """Train one head in place; go on from ``checkpoint`` where it exists. Returns the number of steps.
 
     Args:
@@ -65,6 +78,7 @@ def train(heads: Heads, head: int, rows: Rows, labels: Tensor, output: Tensor, r
         rows: Training positions.
         labels: As :func:`draft_labels` gives them; positions whose label is below 0 are not trained on.
         output: Output rows of the draft vocabulary ``[Vd, H]``, frozen.
+        embedding: The base's ``[V, H]``, frozen.
         recipe: Hyper-parameters.
         checkpoint: Written after every epoch and on Ctrl-C; a resumed run ends like a whole one.
     """
@@ -82,7 +96,9 @@ def train(heads: Heads, head: int, rows: Rows, labels: Tensor, output: Tensor, r
                 shuffle = torch.Generator().manual_seed(recipe.seed + epoch)
                 order = known[torch.randperm(len(known), generator=shuffle)]
                 for batch in torch.split(order, recipe.batch)[first:]:
-                    value = loss(heads(rows.hidden[batch].float(), head), labels[batch, head], output)
+                    state = heads(rows.hidden[batch].float(), rows.path(batch, head, embedding), head)
+                    teacher = rows.teacher(batch, head) if recipe.teacher else None
+                    value = loss(state, labels[batch, head], output, teacher)
                     optimizer.zero_grad()
                     value.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
@@ -106,10 +122,10 @@ def train_all(
     token_map = draft_vocabulary(chosen, recipe.draft_vocab)
     labels = draft_labels(rows.future, token_map, model.vocab_size)
     torch.manual_seed(recipe.seed)
-    heads = Heads(recipe.num_heads, recipe.num_layers, model.hidden_size)
+    heads = KINDS[recipe.kind](recipe.num_heads, recipe.num_layers, model.hidden_size)
     output = model.head[token_map]
     steps = [
-        train(heads, head, rows, labels, output, recipe, work / f"head-{head}.pt")
+        train(heads, head, rows, labels, output, model.embed, recipe, work / f"{recipe.kind}-{head}.pt")
         for head in only or range(recipe.num_heads)
     ]
     return Trained(heads, token_map, recipe, steps, len(chosen), len(labels))
@@ -126,7 +142,7 @@ def measure_all(model: Llama, trained: Trained, sets: Mapping[str, Sequence[Answ
         features.build(model, chosen, work / "states")
         rows = features.load(chosen, work / "states", trained.recipe.num_heads)
         labels = draft_labels(rows.future, trained.token_map, model.vocab_size)
-        accuracy, ranks = rank_accuracy(trained.heads, rows, labels, model.head[trained.token_map])
+        accuracy, ranks = rank_accuracy(trained.heads, rows, labels, model.head[trained.token_map], model.embed)
         coverage = torch.isin(rows.tokens, trained.token_map).double().mean().item()
         measures.append(zoo.Measure(name, accuracy.tolist(), ranks, coverage))
     return measures
@@ -137,16 +153,14 @@ def ship(out: Path, model: Llama, base_name: str, trained: Trained, measures: Se
     recipe = trained.recipe
     counts = {"steps": trained.steps, "answers": trained.num_answers, "positions": trained.num_positions}
     config = {
-        "model_type": "medusa",
-        "num_heads": recipe.num_heads,
-        "num_layers": recipe.num_layers,
+        **trained.heads.config(),
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "truncated_vocab_size": len(trained.token_map),
         "base_model": base_name,
         "training": {**asdict(recipe), **counts},
     }
-    zoo.write_heads(out, trained.heads.state_dict(), trained.token_map, config)
+    zoo.write_heads(out, trained.heads.tensors(), trained.token_map, config)
     return zoo.tables(measures, zoo.write_tree(out, measures[0].accuracy))
 
 
@@ -199,6 +213,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="hidden states and checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder of the trained heads")
     parser.add_argument("--also-measure", type=Path, help="answers of another set, never trained on")
+    parser.add_argument("--kind", choices=sorted(KINDS), default=Recipe().kind)
+    parser.add_argument("--teacher", action="store_true", help="learn from the base's distribution")
     parser.add_argument("--heads", type=int, default=Recipe().num_heads)
     parser.add_argument("--layers", type=int, default=Recipe().num_layers)
     parser.add_argument("--draft-vocab", type=int, default=Recipe().draft_vocab)
@@ -210,6 +226,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", help="train these heads and stop")
     options = parser.parse_args()
     recipe = Recipe(
+        kind=options.kind,
+        teacher=options.teacher,
         num_heads=options.heads,
         num_layers=options.layers,
         draft_vocab=options.draft_vocab,
