@@ -21,8 +21,9 @@ class Options(Sampling):
         stop: texts that end the answer; they are not part of it.
         stop_ids: tokens that end the answer, besides the model's own.
         ignore_eos: do not end at the model's own end-of-text tokens.
-        draft: drafter: "none", "lookup" or the name of draft heads in the bundle.
-        tree: what drafts may combine: a named tree or rank paths such as "0 00 1"; None takes the heads' own.
+        draft: drafter: "none", a train-free one such as "lookup", or the name of draft heads in the bundle.
+        tree: what drafts of heads may combine: a named tree, rank paths such as "0 00 1", or "dynamic", which is shaped
+            by the heads' probabilities at each step; None takes the heads' own.
         max_rows: most nodes of a tree, the root included.
         adaptive: verify only as many nodes as pay; False verifies the whole tree at each step.
         accept: verification rule; None takes the lossless one that fits.

@@ -165,6 +165,17 @@ class Template:
         """A single path of `length` drafts under the root, each the first choice of its head."""
         return _chain(length)
 
+    @classmethod
+    def dynamic(cls, num_heads: int, num_ranks: int, num_nodes: int) -> Template:
+        """All nodes that can be among the `num_nodes` most probable, whatever the heads say.
+
+        A node that takes ranks r1, r2, ... is no more probable than any of the prod(ri + 1) nodes of its depth with ranks
+        no higher, nor than these nodes' ancestors, so it needs no place when they are too many. Choosing the most probable
+        nodes of this template is best-first construction (the heap of DySpec, arXiv 2410.11744), in numpy and with the
+        topology computed once.
+        """
+        return _dynamic(num_heads, num_ranks, num_nodes)
+
     @property
     def text(self) -> str:
         """The rank paths as `parse` reads them."""
@@ -199,10 +210,10 @@ class Template:
 
     def check_monotone(self) -> None:
         """Raise RequestError where a candidate is in the tree, or followed by others, and a better one is not."""
-        inner = {path[:-1] for path in self.paths}
+        known, inner = set(self.paths), {path[:-1] for path in self.paths}
         for path in self.paths:
             better = (*path[:-1], path[-1] - 1)
-            if path[-1] and better not in self.paths:
+            if path[-1] and better not in known:
                 raise RequestError(f"the tree has path {_path_text(path)} without {_path_text(better)}; add it before")
             if path[-1] and path in inner and better not in inner:
                 raise RequestError(
@@ -260,6 +271,21 @@ def _parse(text: str) -> Template:
         if not all(rank.isascii() and rank.isdigit() for rank in ranks):
             raise RequestError(f"{word!r} is not a rank path; write a tree as digits, for example '0 00 1'")
         paths.append(tuple(map(int, ranks)))
+    return Template(tuple(paths))
+
+
+@functools.lru_cache(maxsize=16)
+def _dynamic(num_heads: int, num_ranks: int, num_nodes: int) -> Template:
+    # With each path, how many nodes of its depth are no less probable, itself included, and how many before its depth.
+    level: list[tuple[Path, int, int]] = [((), 1, 0)]
+    paths: list[Path] = []
+    for _ in range(num_heads):
+        level = [
+            ((*path, rank), beside * (rank + 1), before + beside * (rank + 1))
+            for path, beside, before in level
+            for rank in range(min(num_ranks, (num_nodes - 1 - before) // beside))
+        ]
+        paths += [path for path, _, _ in level]
     return Template(tuple(paths))
 
 

@@ -14,6 +14,9 @@ from seqrt.runtime.options import NO_DRAFT
 from seqrt.runtime.tree import Template
 
 _DEFAULT_TREE: Final = "mc_sim_7b_63"
+DYNAMIC: Final = "dynamic"  # the --tree whose shape the heads' own probabilities make
+_DYNAMIC_NODES: Final = 64
+
 _TRAIN_FREE: Final[Mapping[str, Callable[[], Drafter]]] = {"lookup": LookupDrafter}
 
 
@@ -73,6 +76,8 @@ def _template(head: HeadInfo, tree: str | None, quantization: str) -> Template:
     With quantised weights it is a chain: its rows have the same bits as plain decoding, those of a branching tree have
     not, and quantised products make that count (docs/decisions/0006-one-row.md).
     """
+    if tree == DYNAMIC:
+        return Template.dynamic(head.num_heads, head.top_k, _DYNAMIC_NODES)
     if tree is not None:
         return Template.resolve(tree)
     if quantization != "none":

@@ -41,6 +41,14 @@ class _Level:
     rows: Ints
     ranks: Ints
 
+    def only(self, kept: npt.NDArray[np.bool_]) -> "_Level":
+        """The part of it that some of the parents have."""
+        if kept.all():
+            return self
+        below = kept[self.rows]
+        rows = (np.cumsum(kept) - 1)[self.rows[below]]
+        return _Level(self.parents[kept], self.paths[kept], self.children[below], rows, self.ranks[below])
+
 
 class HydraDrafter:
     """Trees from Hydra heads.
@@ -96,13 +104,16 @@ class HydraDrafter:
         )
         tokens[0], probability[0] = root, 1.0
         for head, level in enumerate(self._levels):
-            if probability[level.parents].max() < rate * self._seconds[head]:
+            # A parent no more probable than max_nodes others has no child among these.
+            least = np.partition(probability, -max_nodes)[-max_nodes] if max_nodes < len(probability) else 0.0
+            some = level.only(probability[level.parents] > least)
+            gain = probability[some.parents].sum() * self._trust.hits(head)
+            if not gain or gain < rate * self._seconds[head]:
                 break
-            ids, given = self._guess(head, tokens[level.paths])
-            tokens[level.children] = ids[level.rows, level.ranks]
-            own[level.children] = given[level.rows, level.ranks]
-            trusted = self._trust.calibrated(head, own[level.children])
-            probability[level.children] = trusted * probability[template.parents[level.children]]
+            ids, given = self._guess(head, tokens[some.paths])
+            nodes = some.children
+            tokens[nodes], own[nodes] = ids[some.rows, some.ranks], given[some.rows, some.ranks]
+            probability[nodes] = self._trust.calibrated(head, own[nodes]) * probability[template.parents[nodes]]
         order = most_probable(probability, min(max_nodes, int(np.count_nonzero(probability))))
         self._own = own[order]
         tree = Tree.assemble(tokens, template.parents, template.depth, template.ancestors)

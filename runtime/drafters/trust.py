@@ -23,6 +23,10 @@ class Trust:
     def __init__(self, num_heads: int) -> None:
         self._hits, self._expected = np.full(num_heads, _PRIOR), np.full(num_heads, _PRIOR)
 
+    def hits(self, head: int) -> float:
+        """How often the token that follows was among those that a head proposed."""
+        return float(self._hits[head])
+
     def calibrated(self, head: int, own: Probabilities) -> Probabilities:
         """What the probabilities that a head gave are worth."""
         worth: Probabilities = np.clip(own * (self._hits[head] / self._expected[head]), _LEAST, _MOST)

@@ -102,9 +102,34 @@ def test_text_is_that_of_plain_decoding(
 ) -> None:
     prompt = model.encode("to the start of the list")
     expected = continuation(llama, prompt, 48)
-    for options in ({"adaptive": False}, {"adaptive": True}, {"tree": "0 00 000", "adaptive": False}):
+    dynamic = {"tree": "dynamic", "adaptive": False}
+    for options in ({"adaptive": False}, {"adaptive": True}, {"tree": "0 00 000"}, dynamic):
         made = model.generate(prompt, draft=name, max_new_tokens=48, ignore_eos=True, **options)
         assert made.token_ids == expected
+
+
+@pytest.mark.parametrize("count", [2, 5, 16, 40])
+def test_dynamic_trees_are_the_most_probable_nodes(
+    model: Model, llama: Any, hydra_tensors: dict[str, Tensors], count: int
+) -> None:
+    """Against every path of three heads with ten candidates each, although few of them are ever computed."""
+    prompt = model.encode("the tool in the list")
+    model.generate(prompt, draft="hydra", tree="dynamic", max_new_tokens=1, ignore_eos=True)
+    drafter = model._drafters["hydra", "dynamic"]
+    assert isinstance(drafter, HydraDrafter)
+    proposal = drafter.propose(9, count)
+    state, scores = states(llama, prompt, "hydra", hydra_tensors["hydra"]), []
+    level = [([9], 1.0)]
+    for _ in range(3):
+        below = []
+        for path, probability in level:
+            top = guesses(llama, hydra_tensors["hydra"], state, path).exp().topk(10)
+            for token, share in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+                below.append(([*path, token], probability * min(share, 0.99)))
+        level = sorted(below, key=lambda node: -node[1])[:count]
+        scores += [probability for _, probability in level]
+    expected = [1.0, *sorted(scores, reverse=True)][:count]
+    np.testing.assert_allclose(proposal.probability, expected, rtol=1e-3)
 
 
 def test_a_prefix_that_another_drafter_answered_is_left_out(model: Model) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -174,3 +176,29 @@ def test_a_tree_that_does_not_fit_the_heads_is_refused() -> None:
         template.fill(0, np.zeros((3, 2), np.int64))
     template.check(3, 3)
     assert Template.chain(0).fill(5, np.zeros((0, 0), np.int64)).tokens.tolist() == [5]
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    heads=st.integers(1, 4),
+    ranks=st.integers(1, 6),
+    num_nodes=st.integers(1, 40),
+)
+def test_dynamic_templates_hold_what_a_heap_would_choose(seed: int, heads: int, ranks: int, num_nodes: int) -> None:
+    """Best-first search over products of falling probabilities, against the best nodes of the template."""
+    table = -np.sort(-np.random.default_rng(seed).random((heads, ranks)) ** 3, axis=1)
+    heap: list[tuple[float, Path]] = [(-float(table[0, 0]), (0,))]
+    expected: list[float] = []
+    while heap and len(expected) < num_nodes - 1:
+        score, path = heapq.heappop(heap)
+        expected.append(-score)
+        depth, rank = len(path), path[-1]
+        if rank + 1 < ranks:
+            heapq.heappush(heap, (score / table[depth - 1, rank] * table[depth - 1, rank + 1], (*path[:-1], rank + 1)))
+        if depth < heads:
+            heapq.heappush(heap, (score * table[depth, 0], (*path, 0)))
+    template = Template.dynamic(heads, ranks, num_nodes)
+    template.check(heads, ranks)
+    template.check_monotone()
+    products = [float(np.prod([table[depth, rank] for depth, rank in enumerate(path)])) for path in template.paths]
+    np.testing.assert_allclose(sorted(products, reverse=True)[: num_nodes - 1], expected)

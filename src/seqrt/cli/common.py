@@ -59,7 +59,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
     "tree": (
         str | None,
         "TREE",
-        "Draft tree: its name or rank paths such as '0 00 1'; the heads' own if not given.",
+        "Draft tree of heads: its name, rank paths such as '0 00 1', or dynamic; the heads' own if not given.",
     ),
     "max_rows": (int, None, "Most nodes of a draft tree, the root included."),
     "adaptive": (bool, None, "Verify only as many drafts as pay, or always the whole tree."),
