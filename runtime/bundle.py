@@ -20,7 +20,7 @@ from seqrt.errors import BundleError
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
 _ROLES: Final = ("decoder", "logits", "compaction")  # graphs of every bundle
-RESERVED_NAMES: Final = ("none", "lookup", *_ROLES)  # not for heads
+RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
 INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
 _MAX_MANIFEST_BYTES: Final = 1 << 24

@@ -11,8 +11,8 @@ from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
-from seqrt.runtime.drafters import Drafter
-from seqrt.runtime.drafters.build import draft_names, make_drafter
+from seqrt.runtime.drafters import Drafter, Learner
+from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.generate import Loop
 from seqrt.runtime.options import Options
@@ -70,7 +70,7 @@ class Model:
             self._engines["decoder"], partial(self._engines.__getitem__, "compaction"), bundle.manifest.capacity
         )
         self._cached: list[int] = []  # tokens whose rows are in the cache
-        self._drafters: dict[tuple[str, str | None], Drafter | None] = {}
+        self._drafters: dict[tuple[str, str | None, str | None, str | None], Drafter | None] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
         self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
         self._tokenizer = _tokenizer(bundle)
@@ -149,6 +149,23 @@ class Model:
             raise RequestError(f"scoring needs two tokens, the text has {len(tokens)}; give a longer one")
         self.forget()
         return score_tokens(self._decoder, self._full_logits, tokens)
+
+    def prepare(self, options: Options) -> None:
+        """Makes the drafter that the options ask for, if it is not made yet.
+
+        Raises:
+            RequestError: there is no such drafter, or it cannot serve them.
+        """
+        self._drafter(options)
+
+    def save_memory(self, options: Options) -> None:
+        """Writes what the drafter learnt to the file `options.memory`, if there is one.
+
+        Raises:
+            RequestError: the file cannot be written.
+        """
+        if options.memory is not None and isinstance(drafter := self._drafter(options), Learner):
+            drafter.save(Path(options.memory))
 
     def forget(self) -> None:
         """Empties the cache: the next answer computes its whole prompt, as the first one did."""
@@ -234,9 +251,9 @@ class Model:
         return logits
 
     def _drafter(self, options: Options) -> Drafter | None:
-        key = (options.draft, options.tree)
+        key = (options.draft, options.tree, options.corpus, options.memory)
         if key not in self._drafters:
-            self._drafters[key] = make_drafter(self.bundle, *key, self._engines)
+            self._drafters[key] = make_drafter(Supplies(self.bundle, self._engines, self.encode, options))
         return self._drafters[key]
 
     def _pacer(self, options: Options) -> Pacer:

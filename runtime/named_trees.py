@@ -1,11 +1,11 @@
-"""Trees that the authors of Medusa published, best node first (FasterDecoding/Medusa, medusa_choices.py)."""
+"""Trees that the authors of Medusa (FasterDecoding/Medusa, medusa_choices.py) and of other methods published."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# name -> rank paths; each has 63 drafts in 4 levels, and its first n paths are the best tree of n drafts
+# name -> rank paths. Medusa's have 63 drafts in 4 levels, best first: the first n paths are the best tree of n drafts.
 NAMED_TREES: Mapping[str, str] = MappingProxyType({
     "mc_sim_7b_63": (
         "0 00 1 01 2 000 10 02 3 03 4 04 20 05 001 5 06 6 07 010 11 7 08 002 30 09 8 9 100 020 12 003 40 "
@@ -36,5 +36,12 @@ NAMED_TREES: Mapping[str, str] = MappingProxyType({
         "0 00 1 01 2 000 10 02 3 03 4 20 001 04 5 05 010 11 6 002 30 06 7 07 08 003 100 09 020 12 40 8 9 "
         "21 011 004 0000 50 030 13 005 006 60 200 101 012 040 14 31 22 007 70 021 008 013 050 15 009 110 "
         "0001 0010 41 23"
+    ),
+    # Token Recycling (arXiv 2408.08696, tree 2.2.2): 80 drafts in 6 levels, level by level
+    "token_recycling": (
+        "0 1 2 3 4 5 6 7 00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70 000 001 002 003 "
+        "004 005 006 007 010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500 0000 0001 "
+        "0002 0003 0004 0010 0011 0020 0030 0040 0100 0200 1000 2000 3000 00000 00001 00002 00010 00020 "
+        "00100 01000 10000 000000 000001 000100"
     ),
 })  # fmt: skip

@@ -8,6 +8,7 @@ from seqrt.runtime.settings import Sampling, is_whole, require
 from seqrt.runtime.verification import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD, RULES
 
 NO_DRAFT: Final = "none"
+DYNAMIC: Final = "dynamic"  # the tree whose shape the drafter's own probabilities make
 DEFAULT_NEW_TOKENS: Final = 256
 
 
@@ -24,6 +25,8 @@ class Options(Sampling):
         draft: drafter: "none", a train-free one such as "lookup", or the name of draft heads in the bundle.
         tree: what drafts of heads may combine: a named tree, rank paths such as "0 00 1", or "dynamic", which is shaped
             by the heads' probabilities at each step; None takes the heads' own.
+        corpus: text file that the drafter "corpus" drafts from.
+        memory: file in which the drafter "recycling" keeps what it learnt: read here, written by `Model.save_memory`.
         max_rows: most nodes of a tree, the root included.
         adaptive: verify only as many nodes as pay; False verifies the whole tree at each step.
         accept: verification rule; None takes the lossless one that fits.
@@ -42,6 +45,8 @@ class Options(Sampling):
     ignore_eos: bool = False
     draft: str = NO_DRAFT
     tree: str | None = None
+    corpus: str | None = None
+    memory: str | None = None
     max_rows: int = 64
     adaptive: bool = True
     accept: str | None = None

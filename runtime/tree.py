@@ -169,10 +169,10 @@ class Template:
     def dynamic(cls, num_heads: int, num_ranks: int, num_nodes: int) -> Template:
         """All nodes that can be among the `num_nodes` most probable, whatever the heads say.
 
-        A node that takes ranks r1, r2, ... is no more probable than any of the prod(ri + 1) nodes of its depth with ranks
-        no higher, nor than these nodes' ancestors, so it needs no place when they are too many. Choosing the most probable
-        nodes of this template is best-first construction (the heap of DySpec, arXiv 2410.11744), in numpy and with the
-        topology computed once.
+        A node that takes ranks r1, r2, ... is no more probable than any of the prod(ri + 1) nodes of its depth with
+        ranks no higher, nor than these nodes' ancestors, so it needs no place when they are too many. Choosing the most
+        probable nodes of this template is best-first construction (the heap of DySpec, arXiv 2410.11744), in numpy and
+        with the topology computed once.
         """
         return _dynamic(num_heads, num_ranks, num_nodes)
 

@@ -6,7 +6,8 @@ estimate, for each node, of the probability that the node will be accepted. The 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from seqrt.runtime.decoder import StepOutput
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.verification import Drawn
 
-__all__ = ["Drafter", "Proposal", "most_probable"]
+__all__ = ["Drafter", "Learner", "Proposal", "most_probable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,18 @@ class Drafter(Protocol):
             path: accepted nodes of it, the root first.
             tokens: newly decided tokens: the accepted drafts, then the next root.
             output: of the verification, its rows the nodes of the proposal.
+        """
+
+
+@runtime_checkable
+class Learner(Drafter, Protocol):
+    """A drafter whose knowledge can be kept from run to run."""
+
+    def save(self, memory: Path) -> None:
+        """Writes what it learnt to a file, for a drafter of the same model to go on from.
+
+        Raises:
+            RequestError: the file cannot be written.
         """
 
 

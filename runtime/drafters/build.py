@@ -1,38 +1,130 @@
-"""Drafters by name: those that need nothing but the text, and those of the draft heads in a bundle."""
+"""Drafters by name: those that need nothing but text, and those of the draft heads in a bundle."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.bundle import Bundle, HeadInfo
 from seqrt.runtime.drafters import Drafter
+from seqrt.runtime.drafters.corpus import CorpusDrafter
 from seqrt.runtime.drafters.hydra import HydraDrafter
 from seqrt.runtime.drafters.lookup import LookupDrafter
 from seqrt.runtime.drafters.medusa import MedusaDrafter
+from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Engine
-from seqrt.runtime.options import NO_DRAFT
+from seqrt.runtime.options import DYNAMIC, NO_DRAFT, Options
 from seqrt.runtime.tree import Template
 
-_DEFAULT_TREE: Final = "mc_sim_7b_63"
-DYNAMIC: Final = "dynamic"  # the --tree whose shape the heads' own probabilities make
 _DYNAMIC_NODES: Final = 64
-
-_TRAIN_FREE: Final[Mapping[str, Callable[[], Drafter]]] = {"lookup": LookupDrafter}
-
-
-def _medusa(head: HeadInfo, template: Template, engines: Mapping[str, Engine]) -> Drafter:
-    return MedusaDrafter(engines[head.graphs[0]], template)
+_HEADS_TREE: Final = "mc_sim_7b_63"
+_RECYCLING_TREE: Final = "token_recycling"
 
 
-def _hydra(head: HeadInfo, template: Template, engines: Mapping[str, Engine]) -> Drafter:
-    prefix = None if head.prefix is None else engines[head.prefix]
-    heads = [engines[role] for role in head.graphs[: template.max_depth]]
+@dataclass(frozen=True, slots=True)
+class Supplies:
+    """What drafters are made from.
+
+    Attributes:
+        bundle: of the model.
+        engines: the bundle's graphs by role.
+        encode: text to tokens.
+        options: of the request.
+    """
+
+    bundle: Bundle
+    engines: Mapping[str, Engine]
+    encode: Callable[[str], list[int]]
+    options: Options
+
+    def template(self, own: Template, num_heads: int, num_ranks: int) -> Template:
+        """What drafts of so many levels and ranks may combine: what --tree says, else `own`.
+
+        With quantised weights it is a chain unless --tree says otherwise: its rows have the same bits as plain
+        decoding, those of a branching tree have not, and quantised products make that count
+        (docs/decisions/0006-one-row.md).
+
+        Raises:
+            RequestError: no such tree, or one that is too deep or too wide.
+        """
+        tree = self.options.tree
+        if tree is None:
+            return own if self.exact else Template.chain(min(num_heads, own.max_depth))
+        if tree == DYNAMIC:
+            return Template.dynamic(num_heads, num_ranks, _DYNAMIC_NODES)
+        try:
+            template = Template.resolve(tree)
+            template.check(num_heads, num_ranks)
+        except RequestError as error:
+            raise RequestError(f"--tree {tree!r:.60}: {error}") from error
+        return template
+
+    @property
+    def exact(self) -> bool:
+        """Whether products are computed in float, so that the shape of a tree makes no difference that counts."""
+        return self.bundle.manifest.quantization == "none"
+
+
+def _lookup(supplies: Supplies) -> Drafter:
+    return LookupDrafter()
+
+
+def _recycling(supplies: Supplies) -> Drafter:
+    own = Template.named(_RECYCLING_TREE)
+    memory = supplies.options.memory
+    template = supplies.template(own, own.max_depth, RANKS)
+    return RecyclingDrafter(
+        supplies.bundle.manifest.model.vocab_size, template, None if memory is None else Path(memory)
+    )
+
+
+def _corpus(supplies: Supplies) -> Drafter:
+    if supplies.options.corpus is None:
+        raise RequestError("--draft corpus needs a text to draft from; name one with --corpus FILE")
+    path = Path(supplies.options.corpus)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"--corpus {path} cannot be read: {error.strerror}; give a readable file") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"--corpus {path} is not UTF-8 text (byte {error.start + 1}); give a text file") from error
+    if not text.strip():
+        raise RequestError(f"--corpus {path} is empty; give a file with text like the answers that are wanted")
+    return CorpusDrafter(np.array(supplies.encode(text), np.int64), branches=supplies.exact)
+
+
+def _medusa(supplies: Supplies, head: HeadInfo) -> Drafter:
+    return MedusaDrafter(supplies.engines[head.graphs[0]], _of_heads(supplies, head))
+
+
+def _hydra(supplies: Supplies, head: HeadInfo) -> Drafter:
+    template = _of_heads(supplies, head)
+    prefix = None if head.prefix is None else supplies.engines[head.prefix]
+    heads = [supplies.engines[role] for role in head.graphs[: template.max_depth]]
     return HydraDrafter(heads, template, prefix, head.hidden_state_offset)
 
 
-_OF_HEADS: Final[Mapping[str, Callable[[HeadInfo, Template, Mapping[str, Engine]], Drafter]]] = {
-    "medusa": _medusa,
-    "hydra": _hydra,
+def _of_heads(supplies: Supplies, head: HeadInfo) -> Template:
+    own = Template.parse(" ".join(head.tree)) if head.tree else Template.named(_HEADS_TREE)
+    return supplies.template(own.limited(head.num_heads, head.top_k), head.num_heads, head.top_k)
+
+
+_TRAIN_FREE: Final[Mapping[str, Callable[[Supplies], Drafter]]] = {
+    "lookup": _lookup,
+    "recycling": _recycling,
+    "corpus": _corpus,
+}
+_OF_HEADS: Final[Mapping[str, Callable[[Supplies, HeadInfo], Drafter]]] = {"medusa": _medusa, "hydra": _hydra}
+SPECIAL: Final = ("tree", "corpus", "memory")  # options that only some drafters have a use for: heads use trees
+_USES: Final[Mapping[str, tuple[str, ...]]] = {
+    NO_DRAFT: (),
+    "lookup": (),
+    "recycling": ("tree", "memory"),
+    "corpus": ("corpus",),
 }
 
 
@@ -41,47 +133,34 @@ def draft_names(bundle: Bundle) -> tuple[str, ...]:
     return (NO_DRAFT, *_TRAIN_FREE, *(head.name for head in bundle.manifest.heads))
 
 
-def make_drafter(bundle: Bundle, name: str, tree: str | None, engines: Mapping[str, Engine]) -> Drafter | None:
-    """The drafter `name`, None for "none".
+def for_draft(options: Options, name: str) -> Options:
+    """The options for drafter `name`: those that are a matter of other drafters are left out."""
+    unused = {option: None for option in SPECIAL if option not in _USES.get(name, ("tree",))}
+    return dataclasses.replace(options, draft=name, **unused)  # type: ignore[arg-type]
 
-    Args:
-        bundle: where draft heads come from.
-        name: one of `draft_names`.
-        tree: a named tree or rank paths, for draft heads; None for their default.
-        engines: the bundle's graphs by role.
+
+def make_drafter(supplies: Supplies) -> Drafter | None:
+    """The drafter that the options name, None for "none".
 
     Raises:
-        RequestError: no such drafter, or a tree that it has no use for.
+        RequestError: no such drafter, or an option that it cannot serve or has no use for.
         BundleError: heads of a kind that this version does not know.
     """
-    names = draft_names(bundle)
+    bundle, options = supplies.bundle, supplies.options
+    name, names = options.draft, draft_names(bundle)
     if name not in names:
         raise RequestError(f"--draft {name} is not in this bundle; choose one of {', '.join(names)}")
+    usable = for_draft(options, name)
+    for option in SPECIAL:
+        if getattr(usable, option) != getattr(options, option):
+            users = [user for user in names if option in _USES.get(user, ("tree",))]
+            raise RequestError(f"--{option} is of no use to --draft {name}; choose --draft {' or '.join(users)}")
     head = next((head for head in bundle.manifest.heads if head.name == name), None)
-    if head is not None:
-        if head.kind not in _OF_HEADS:
-            raise BundleError(
-                f"{bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows {', '.join(_OF_HEADS)};"
-                " upgrade seqrt or choose another --draft"
-            )
-        return _OF_HEADS[head.kind](head, _template(head, tree, bundle.manifest.quantization), engines)
-    if tree is not None:
-        raise RequestError(f"--tree {tree} needs draft heads, --draft {name} has none; name some with --draft")
-    return None if name == NO_DRAFT else _TRAIN_FREE[name]()
-
-
-def _template(head: HeadInfo, tree: str | None, quantization: str) -> Template:
-    """What drafts of `head` may combine, `tree` if there is one.
-
-    With quantised weights it is a chain: its rows have the same bits as plain decoding, those of a branching tree have
-    not, and quantised products make that count (docs/decisions/0006-one-row.md).
-    """
-    if tree == DYNAMIC:
-        return Template.dynamic(head.num_heads, head.top_k, _DYNAMIC_NODES)
-    if tree is not None:
-        return Template.resolve(tree)
-    if quantization != "none":
-        return Template.chain(head.num_heads)
-    if head.tree:
-        return Template.parse(" ".join(head.tree))
-    return Template.named(_DEFAULT_TREE).limited(head.num_heads, head.top_k)
+    if head is None:
+        return None if name == NO_DRAFT else _TRAIN_FREE[name](supplies)
+    if head.kind not in _OF_HEADS:
+        raise BundleError(
+            f"{bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows {', '.join(_OF_HEADS)};"
+            " upgrade seqrt or choose another --draft"
+        )
+    return _OF_HEADS[head.kind](supplies, head)

@@ -1,9 +1,6 @@
 import dataclasses
 
-import pytest
-
-from seqrt.cli.common import _TABLE, check_tree, make_options
-from seqrt.errors import RequestError
+from seqrt.cli.common import _TABLE, make_options
 from seqrt.runtime.options import Options
 
 
@@ -28,9 +25,3 @@ def test_what_was_typed_becomes_options() -> None:
         max_new_tokens=9,
     )
     assert make_options(Options(), {"stop": None, "stop_ids": None, "logit_bias": None}) == Options()
-
-
-def test_trees_are_checked_against_heads() -> None:
-    check_tree("0 1 00", 2, 2)
-    with pytest.raises(RequestError, match=r"^--tree '0 2': the tree asks for candidate 2"):
-        check_tree("0 2", 2, 2)

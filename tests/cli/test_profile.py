@@ -34,8 +34,8 @@ def test_document(seqrt: Seqrt, bundle: Path, prompts: Path) -> None:
     assert document["settings"]["repeat"] == 2
     assert document["settings"]["max_new_tokens"] == 12
     assert "first prompt" in document["settings"]["warm_up"]
-    plain, lookup, medusa = document["rows"]
-    assert [row["draft"] for row in document["rows"]] == ["none", "lookup", "medusa"]
+    plain, lookup, _, medusa = document["rows"]
+    assert [row["draft"] for row in document["rows"]] == ["none", "lookup", "recycling", "medusa"]
     for row in document["rows"]:
         assert row.keys() >= ROW
         assert (row["prompts"], row["new_tokens"]) == (2, 2 * 2 * 12)
@@ -75,5 +75,5 @@ def test_bad_values(seqrt: Seqrt, bundle: Path) -> None:
     assert result.code == 2
     assert "--tree '00': path 00 of the tree has no parent" in result.error
     result = seqrt("profile", bundle, "--draft", "lookup", "--tree", "0")
-    text = "needs draft heads, --draft lookup has none; name"
+    text = "--tree is of no use to --draft lookup; choose --draft recycling or medusa"
     assert (result.code, text in result.error) == (2, True)

@@ -16,7 +16,7 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("draft", ["none", "lookup", "medusa"])
+@pytest.mark.parametrize("draft", ["none", "lookup", "recycling", "medusa"])
 def test_json_is_one_document_and_the_same_text_with_every_drafter(seqrt: Seqrt, bundle: Path, draft: str) -> None:
     arguments = ("run", bundle, "--prompt", "the quick fox", "--max-new-tokens", 24, "--json")
     plain = seqrt(*arguments)
@@ -111,7 +111,7 @@ def test_answers_end_at_the_capacity_with_and_without_drafts(seqrt: Seqrt, bundl
         ),
         (["--prompt", "x", "--draft", "medusa", "--tree", "12."], 2, "--tree '12.': the tree asks for candidate 12"),
         (["--prompt", "x", "--draft", "medusa", "--tree", "oak"], 2, "--tree 'oak': no tree is called 'oak'"),
-        (["--prompt", "x", "--draft", "lookup", "--tree", "0"], 2, "--tree 0 needs draft heads, --draft lookup has"),
+        (["--prompt", "x", "--draft", "lookup", "--tree", "0"], 2, "--tree is of no use to --draft lookup; choose"),
     ],
 )
 def test_bad_requests_are_one_line(seqrt: Seqrt, bundle: Path, arguments: list[str], code: int, text: str) -> None:
@@ -119,6 +119,35 @@ def test_bad_requests_are_one_line(seqrt: Seqrt, bundle: Path, arguments: list[s
     assert result.code == code, result.err
     assert text in result.error
     assert result.out == ""
+
+
+def test_what_recycling_learns_is_kept_where_the_user_says(seqrt: Seqrt, bundle: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "learnt.npy"
+    arguments = ("run", bundle, "--prompt", "the fox", "--draft", "recycling", "--max-new-tokens", 12, "--json")
+    plain = json.loads(seqrt(*arguments[:4], *arguments[6:]).out)
+    assert seqrt(*arguments).code == 0
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        result = seqrt(*arguments, "--memory", memory)
+        assert result.code == 0
+        assert json.loads(result.out)["token_ids"] == plain["token_ids"]
+        assert list(tmp_path.iterdir()) == [memory]
+    memory.write_bytes(b"not an array")
+    result = seqrt(*arguments, "--memory", memory)
+    assert result.code == 2
+    assert result.error == f"--memory {memory} cannot be read; delete it to begin anew"
+
+
+def test_a_corpus_is_a_text_file(seqrt: Seqrt, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "corpus.txt"
+    arguments = ("run", bundle, "--prompt", "the fox", "--draft", "corpus", "--max-new-tokens", 12, "--json")
+    result = seqrt(*arguments, "--corpus", file)
+    assert (result.code, f"--corpus {file} cannot be read: No such file" in result.error) == (2, True)
+    file.write_text("the quick brown fox jumps over the lazy dog")
+    result = seqrt(*arguments, "--corpus", file)
+    plain = seqrt(*arguments[:4], *arguments[6:])
+    assert result.code == 0
+    assert json.loads(result.out)["token_ids"] == json.loads(plain.out)["token_ids"]
 
 
 def test_bad_prompt_files_name_the_line(seqrt: Seqrt, bundle: Path, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ def test_drafting_changes_nothing(seqrt: Seqrt, bundle: Path, prompts: Path) -> 
     result = seqrt("verify", bundle, "--prompts", prompts, "--max-new-tokens", 24, "--no-adaptive", "--json")
     document = json.loads(result.out)
     assert result.code == 0
-    assert [row["draft"] for row in document["rows"]] == ["lookup", "medusa"]
+    assert [row["draft"] for row in document["rows"]] == ["lookup", "recycling", "medusa"]
     assert document | {"rows": None} == {
         "prompts": 2,
-        "tokens": 2 * 3 * 24,
+        "tokens": 3 * 3 * 24,
         "mismatches": 0,
         "ties": 0,
         "rate": 0.0,

@@ -14,6 +14,7 @@ from seqrt.exporter.export import export
 from seqrt.runtime.drafters.hydra import HydraDrafter
 from seqrt.runtime.generate import Loop
 from seqrt.runtime.model import Model, load
+from seqrt.runtime.options import Options
 from seqrt.runtime.tree import Template
 
 TEMPLATE = "0 00 1 000 01 10 11 001"
@@ -115,7 +116,7 @@ def test_dynamic_trees_are_the_most_probable_nodes(
     """Against every path of three heads with ten candidates each, although few of them are ever computed."""
     prompt = model.encode("the tool in the list")
     model.generate(prompt, draft="hydra", tree="dynamic", max_new_tokens=1, ignore_eos=True)
-    drafter = model._drafters["hydra", "dynamic"]
+    drafter = model._drafter(Options(draft="hydra", tree="dynamic"))
     assert isinstance(drafter, HydraDrafter)
     proposal = drafter.propose(9, count)
     state, scores = states(llama, prompt, "hydra", hydra_tensors["hydra"]), []
@@ -145,7 +146,7 @@ def test_a_prefix_that_another_drafter_answered_is_left_out(model: Model) -> Non
 
 def test_deeper_heads_run_only_while_they_pay(model: Model) -> None:
     model.generate("the tool", draft="hydra", tree=TEMPLATE, max_new_tokens=4, raw=True, adaptive=False)
-    drafter = model._drafters["hydra", TEMPLATE]
+    drafter = model._drafter(Options(draft="hydra", tree=TEMPLATE))
     assert isinstance(drafter, HydraDrafter)
     assert drafter.propose(5, 64).tree.num_nodes == 9
     assert drafter.propose(5, 64, rate=1e9).tree.num_nodes == 1
@@ -168,9 +169,7 @@ def test_trees_that_hydra_refuses(model: Model, tree: str, message: str) -> None
 
 
 @pytest.mark.slow
-def test_quantised_heads_share_the_embedding(
-    llama: Any, hydra_tensors: dict[str, Tensors], tmp_path: Path
-) -> None:
+def test_quantised_heads_share_the_embedding(llama: Any, hydra_tensors: dict[str, Tensors], tmp_path: Path) -> None:
     """Graphs are checked against torch with the rounded weights; the text stays the plain one's."""
     llama.save_pretrained(tmp_path / "source")
     torch.save(hydra_tensors["hydra"], tmp_path / "hydra_lm_head.pt")

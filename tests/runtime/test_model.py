@@ -31,7 +31,7 @@ DRAFTS = [("none", True), ("lookup", True), ("lookup", False), ("medusa", True),
 def test_the_face_of_the_package(llama_bundle: Path) -> None:
     model = seqrt.load(str(llama_bundle), backend="cpu", threads=1)
     assert isinstance(model, seqrt.Model)
-    assert model.drafts == ("none", "lookup", "medusa")
+    assert model.drafts == ("none", "lookup", "recycling", "corpus", "medusa")
     assert 0 < model.load_seconds < 60
     text = "".join(model.stream(TEXT, draft="medusa", max_new_tokens=8))
     assert text == model.generate(TEXT, seqrt.Options(max_new_tokens=8)).text

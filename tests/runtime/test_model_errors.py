@@ -41,12 +41,18 @@ def test_prompts_that_cannot_be_served(model: Model, arguments: Any, message: st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"draft": "hydra"}, r"^--draft hydra is not in this bundle; choose one of none, lookup, medusa$"),
-        ({"draft": "lookup", "tree": "0 1"}, r"^--tree 0 1 needs draft heads, --draft lookup has none; name some"),
-        ({"tree": "0 1"}, r"^--tree 0 1 needs draft heads, --draft none has none; name some"),
-        ({"draft": "medusa", "tree": "no_such"}, r"^no tree is called 'no_such'"),
-        ({"draft": "medusa", "tree": "00"}, r"^path 00 of the tree has no parent before it"),
-        ({"draft": "medusa", "tree": "0 12."}, r"^the tree asks for candidate 12 of a draft head, which gives 10"),
+        (
+            {"draft": "hydra"},
+            r"^--draft hydra is not in this bundle; choose one of none, lookup, recycling, corpus, medusa$",
+        ),
+        ({"draft": "lookup", "tree": "0 1"}, r"^--tree is of no use to --draft lookup; choose --draft recycling or"),
+        ({"tree": "0 1"}, r"^--tree is of no use to --draft none; choose --draft recycling or medusa"),
+        ({"draft": "medusa", "tree": "no_such"}, r"^--tree 'no_such': no tree is called 'no_such'"),
+        ({"draft": "medusa", "tree": "00"}, r"^--tree '00': path 00 of the tree has no parent before it"),
+        (
+            {"draft": "medusa", "tree": "0 12."},
+            r"^--tree '0 12\.': the tree asks for candidate 12 of a draft head, which gives 10",
+        ),
         ({"accept": "reject", "temperature": 1.0}, r"--accept"),
         ({"accept": "greedy", "temperature": 1.0}, r"^--accept greedy goes with --temperature 0"),
         ({"logit_bias": {272: 1.0}}, r"^--logit-bias names token 272; the vocabulary has ids 0 to 271$"),

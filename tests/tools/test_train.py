@@ -85,7 +85,8 @@ def answers(count: int, seed: int = 0) -> list[Answer]:
 
 
 def rows_of(model: Llama, group: list[Answer], num_heads: int) -> Rows:
-    hidden = np.concatenate(features.hidden_states(model, group))
+    states_of = zip(features.hidden_states(model, group), group, strict=True)
+    hidden = np.concatenate([rows[-len(answer.answer) :] for rows, answer in states_of])
     tokens = [torch.tensor(answer.answer) for answer in group]
     future = torch.cat([features.later_tokens(each, num_heads) for each in tokens])
     return Rows(torch.from_numpy(hidden), torch.cat(tokens), future)
@@ -186,8 +187,9 @@ def test_hidden_states_choose_the_answers_tokens(base: Llama) -> None:
         for n, p in enumerate([[5, 6, 7], [9], [4, 4]])
     ]
     for answer, rows in zip(made, features.hidden_states(base, made), strict=True):
+        assert len(rows) == len(answer.prompt) + len(answer.answer) - 1
         chosen = (torch.from_numpy(rows).float() @ base.head.T).argmax(-1)
-        assert chosen.tolist() == list(answer.answer)
+        assert chosen[-len(answer.answer) :].tolist() == list(answer.answer)
 
 
 def test_only_missing_states_are_computed(base: Llama, tmp_path: Path) -> None:

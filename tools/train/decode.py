@@ -36,7 +36,8 @@ def continuations(
     """Continue a batch of prompts, each up to and with its stop token, by at most ``num_new`` tokens.
 
     Returns:
-        The new tokens of each prompt, and the hidden states ``[length, H]`` (float16) they were chosen from.
+        The new tokens of each prompt, and the hidden states ``[prompt + new - 1, H]`` (float16) of all rows: the last
+        ``new`` of them are those from which the new tokens were chosen.
     """
     width = max(map(len, prompts))
     padding = torch.tensor([width - len(prompt) for prompt in prompts])
@@ -47,12 +48,12 @@ def continuations(
     kept: list[list[Array]] = [[] for _ in prompts]
     for step in range(num_new):
         start = 0 if step == 0 else width + step - 1
-        hidden = model.hidden(ids, padding, cache, start)[:, -1]
-        chosen = pick(torch.nn.functional.linear(hidden, model.head))
-        for row, token, state in zip(rows, chosen.tolist(), hidden.half().numpy(), strict=True):
+        hidden = model.hidden(ids, padding, cache, start)
+        chosen = pick(torch.nn.functional.linear(hidden[:, -1], model.head))
+        for row, token, states in zip(rows, chosen.tolist(), hidden.half().numpy(), strict=True):
             if not (done[row] and done[row][-1] in stop):
                 done[row].append(token)
-                kept[row].append(state)
+                kept[row].append(states if step else states[width - len(prompts[row]) :].copy())
         alive = torch.tensor([i for i, row in enumerate(rows) if done[row][-1] not in stop], dtype=torch.int64)
         if len(alive) == 0:
             break
@@ -60,7 +61,7 @@ def continuations(
         if len(alive) <= 0.75 * len(rows):  # drop finished rows now and then: a copy of the cache costs a step
             rows, padding, ids = [rows[i] for i in alive.tolist()], padding[alive], ids[alive]
             cache = _select(cache, alive)
-    return done, [np.stack(each) for each in kept]
+    return done, [np.concatenate(each) for each in kept]
 
 
 def _select(cache: Cache, rows: torch.Tensor) -> Cache:

@@ -63,7 +63,7 @@ def build(model: Llama, answers: Sequence[Answer], folder: Path) -> None:
 
 
 def hidden_states(model: Llama, answers: Sequence[Answer]) -> list[Array]:
-    """For each answer, the states ``[len(answer), H]`` (float16) from which its tokens were chosen."""
+    """For each answer, the states ``[prompt + answer - 1, H]`` (float16) of all rows that it was computed from."""
     order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt) + len(answers[i].answer))
     found: dict[int, Array] = {}
     while order:
@@ -75,7 +75,7 @@ def hidden_states(model: Llama, answers: Sequence[Answer]) -> list[Array]:
         ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
         hidden = model.hidden(ids, padding, model.cache(len(batch), width), 0).to(torch.float16).numpy()
         for row, i in enumerate(batch):
-            found[i] = hidden[row, -len(answers[i].answer) :].copy()
+            found[i] = hidden[row, width - len(texts[row]) :].copy()
     return [found[i] for i in range(len(answers))]
 
 
@@ -85,7 +85,7 @@ def load(answers: Sequence[Answer], folder: Path, num_heads: int) -> Rows:
     found = {key: each for key, each in states.read(folder) if key in chosen}
     tokens = [torch.tensor(answer.answer) for answer in chosen.values()]
     return Rows(
-        torch.from_numpy(np.concatenate([found[key] for key in chosen])),
+        torch.from_numpy(np.concatenate([found[key][-len(each.answer) :] for key, each in chosen.items()])),
         torch.cat(tokens),
         torch.cat([later_tokens(each, num_heads) for each in tokens]),
     )

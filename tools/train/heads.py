@@ -141,9 +141,7 @@ def loss(state: Tensor, labels: Tensor, output: Tensor, teacher: Tensor | None =
 
 
 @torch.inference_mode()
-def rank_accuracy(
-    heads: Heads, rows: Rows, labels: Tensor, output: Tensor, embedding: Tensor
-) -> tuple[Tensor, Tensor]:
+def rank_accuracy(heads: Heads, rows: Rows, labels: Tensor, output: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
     """How often the guess of each rank is right, and the rank of the right token at every position.
 
     Returns:

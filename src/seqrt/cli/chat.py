@@ -55,6 +55,7 @@ def chat(
             note(f"{text} is no command: {_HELP}")
         elif text.strip():
             results += _answer(model, conversation, text, options, sys.stderr if as_json else sys.stdout)
+    model.save_memory(options)
     if as_json:
         emit({"results": results})
 

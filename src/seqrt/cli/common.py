@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from seqrt.errors import RequestError
-from seqrt.runtime.options import Options
+from seqrt.runtime.options import DYNAMIC, Options
 
 Command = Callable[..., None]
 
@@ -55,12 +55,14 @@ Debug = Annotated[
 
 # Field of Options: type on the command line, metavar and help. Order is that of --help.
 _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
-    "draft": (str, "NAME", "Drafter: none, lookup, or the name of draft heads in the bundle."),
+    "draft": (str, "NAME", "Drafter: none, lookup, recycling, corpus, or the name of draft heads in the bundle."),
     "tree": (
         str | None,
         "TREE",
         "Draft tree of heads: its name, rank paths such as '0 00 1', or dynamic; the heads' own if not given.",
     ),
+    "corpus": (str | None, "FILE", "Text that --draft corpus drafts from."),
+    "memory": (str | None, "FILE", "Where --draft recycling keeps what it learns, from run to run."),
     "max_rows": (int, None, "Most nodes of a draft tree, the root included."),
     "adaptive": (bool, None, "Verify only as many drafts as pay, or always the whole tree."),
     "accept": (
@@ -143,19 +145,17 @@ def make_options(base: Options, values: Mapping[str, Any]) -> Options:
     if "logit_bias" in changes:
         changes["logit_bias"] = dict(map(_bias, changes["logit_bias"] or ()))
     options = dataclasses.replace(base, **changes)
-    if options.tree is not None:
-        check_tree(options.tree)
+    if options.tree not in (None, DYNAMIC):
+        _check_tree(options.tree)
     return options
 
 
-def check_tree(tree: str, num_heads: int | None = None, top_k: int | None = None) -> None:
-    """Raises RequestError unless `tree` is one, and fits the heads where these are known."""
+def _check_tree(tree: str) -> None:
+    """Raises RequestError unless `tree` is one, before anything is loaded."""
     from seqrt.runtime.tree import Template
 
     try:
-        template = Template.resolve(tree)
-        if num_heads is not None and top_k is not None:
-            template.check(num_heads, top_k)
+        Template.resolve(tree)
     except RequestError as error:
         raise RequestError(f"--tree {tree!r:.60}: {error}") from error
 

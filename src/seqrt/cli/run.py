@@ -46,6 +46,7 @@ def run(
             note(summary(stream.result))
         if interrupted:
             break
+    model.save_memory(options)
     if as_json:
         document = {"results": results} if prompts is not None else stream.result.to_dict()
         emit(document | ({"interrupted": True} if interrupted else {}))

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from seqrt.cli.common import check_tree
 from seqrt.cli.console import note
-from seqrt.errors import RequestError
 from seqrt.runtime.options import Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
@@ -29,26 +27,29 @@ def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "M
 
     model = load(bundle, backend=backend, threads=threads)
     for options in wanted:
-        _check(model, options)
+        model.prepare(options)
         _warn(options)
     return model
 
 
 def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> list[Options]:
-    """The options of plain decoding, and then those of each drafter: the ones named, else all of the bundle.
+    """The options of plain decoding, then those of each drafter: the ones named, else all (corpus if there is one).
 
-    A tree is a matter of draft heads: the others go without.
+    An option that is a matter of some drafters (a tree, a corpus) goes to these; one must be there.
 
     Raises:
-        RequestError: no such drafter, a tree without any draft heads, or one that they cannot fill.
+        RequestError: no such drafter, an option that it cannot serve, or that none of them has a use for.
     """
-    heads = {head.name for head in model.bundle.manifest.heads}
-    chosen = list(dict.fromkeys(["none", *(names or model.drafts)]))
-    every = [dataclasses.replace(options, draft=name, tree=options.tree if name in heads else None) for name in chosen]
+    from seqrt.runtime.drafters.build import SPECIAL, for_draft
+
+    every_name = [name for name in model.drafts if name != "corpus" or options.corpus is not None]
+    chosen = list(dict.fromkeys(["none", *(names or every_name)]))
+    every = [for_draft(options, name) for name in chosen]
+    for option in SPECIAL:
+        if all(getattr(one, option) != getattr(options, option) for one in every):
+            model.prepare(dataclasses.replace(options, draft=chosen[-1]))  # says who would have a use for it
     for one in every:
-        _check(model, one)
-    if not heads & set(chosen):
-        _check(model, dataclasses.replace(options, draft=chosen[-1]))  # refuses a tree that none would use
+        model.prepare(one)
     _warn(options)
     return every
 
@@ -60,18 +61,6 @@ def prompts_of(file: Path | None) -> list[Prompt]:
         RequestError: the file cannot be read, or a line of it is no prompt.
     """
     return read_prompts(_BUILT_IN if file is None else file)
-
-
-def _check(model: "Model", options: Options) -> None:
-    if options.draft not in model.drafts:
-        raise RequestError(f"--draft {options.draft} is not in this bundle; choose one of {', '.join(model.drafts)}")
-    head = next((head for head in model.bundle.manifest.heads if head.name == options.draft), None)
-    if options.tree is not None and head is not None:
-        check_tree(options.tree, head.num_heads, head.top_k)
-    elif options.tree is not None:
-        raise RequestError(
-            f"--tree {options.tree} needs draft heads, --draft {options.draft} has none; name some with --draft"
-        )
 
 
 def _warn(options: Options) -> None:
