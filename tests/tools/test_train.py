@@ -13,38 +13,14 @@ from tools.train.answers import Answer, Job, answer_all, read_answers
 from tools.train.base import Llama, LlamaShape
 from tools.train.decode import continuations, sampler
 from tools.train.features import Rows
-from tools.train.fit import Recipe
 from tools.train.heads import KINDS, Heads, HydraHeads, MedusaHeads, draft_labels, draft_vocabulary, loss, rank_accuracy
+from tools.train.recipe import Recipe
 
 from seqrt.exporter.checkpoints.head_tensors import open_heads
 from seqrt.exporter.checkpoints.hydra import Linear, read_hydra
 
 HIDDEN, VOCAB, LAYERS = 24, 40, 2
 EOS = 2
-
-
-def tiny_base(seed: int = 0) -> Llama:
-    """A random decoder: 4 heads of width 6 over 2 key-value heads."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def matrix(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * 0.25
-
-    state = {"token_embd.weight": matrix(VOCAB, HIDDEN) * 4, "output_norm.weight": torch.ones(HIDDEN)}
-    for i in range(LAYERS):
-        sizes = {
-            "attn_q": (24, HIDDEN),
-            "attn_k": (12, HIDDEN),
-            "attn_v": (12, HIDDEN),
-            "attn_output": (HIDDEN, 24),
-            "ffn_gate": (32, HIDDEN),
-            "ffn_up": (32, HIDDEN),
-            "ffn_down": (HIDDEN, 32),
-        }
-        state |= {f"blk.{i}.{name}.weight": matrix(*shape) for name, shape in sizes.items()}
-        state |= {f"blk.{i}.{name}.weight": torch.ones(HIDDEN) for name in ("attn_norm", "ffn_norm")}
-    shape = LlamaShape(LAYERS, num_heads=4, num_kv_heads=2, head_dim=6, rope_theta=10000.0, norm_eps=1e-5)
-    return Llama(shape, state)
 
 
 class Letters:
@@ -90,11 +66,6 @@ def rows_of(model: Llama, group: list[Answer], num_heads: int) -> Rows:
     tokens = [torch.tensor(answer.answer) for answer in group]
     future = torch.cat([features.later_tokens(each, num_heads) for each in tokens])
     return Rows(torch.from_numpy(hidden), torch.cat(tokens), future)
-
-
-@pytest.fixture(scope="module")
-def base() -> Llama:
-    return tiny_base()
 
 
 def test_base_matches_transformers() -> None:

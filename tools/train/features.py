@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tools.train import states
 from tools.train.answers import Answer
@@ -79,16 +78,29 @@ def hidden_states(model: Llama, answers: Sequence[Answer]) -> list[Array]:
     return [found[i] for i in range(len(answers))]
 
 
-def load(answers: Sequence[Answer], folder: Path, num_heads: int) -> Rows:
-    """The rows of ``answers``, whose states are all in ``folder``."""
-    chosen = {answer.key: answer for answer in answers}
-    found = {key: each for key, each in states.read(folder) if key in chosen}
-    tokens = [torch.tensor(answer.answer) for answer in chosen.values()]
+def load(
+    answers: Sequence[Answer],
+    folder: Path,
+    num_heads: int,
+    prefix: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+) -> Rows:
+    """The rows of ``answers``, whose states are all in ``folder``; ``prefix`` maps those of whole texts to others."""
+    hidden = texts(answers, folder)
+    if prefix is not None:
+        hidden = list(prefix(hidden))
+    tokens = [torch.tensor(answer.answer) for answer in answers]
     return Rows(
-        torch.from_numpy(np.concatenate([found[key][-len(each.answer) :] for key, each in chosen.items()])),
+        torch.cat([rows[-len(each) :] for rows, each in zip(hidden, tokens, strict=True)]),
         torch.cat(tokens),
         torch.cat([later_tokens(each, num_heads) for each in tokens]),
     )
+
+
+def texts(answers: Sequence[Answer], folder: Path) -> list[Tensor]:
+    """The states ``[prompt + answer - 1, H]`` of each answer's text, all of which are in ``folder``."""
+    wanted = {answer.key for answer in answers}
+    found = {key: torch.from_numpy(each) for key, each in states.read(folder) if key in wanted}
+    return [found[answer.key] for answer in answers]
 
 
 def later_tokens(answer: Tensor, num_heads: int) -> Tensor:

@@ -10,7 +10,7 @@ shipped is small, and so is what a draft costs.
 Heads share nothing that is trained, so each is trained by itself (the papers' weights of a common loss would change
 nothing under Adam), and several processes can share the work: ``--only 0 1`` trains heads 0 and 1 and stops; the run
 without it trains what is left, measures and writes. ``--teacher`` learns from all that the base thought of each token
-and not from the one that it said.
+and not from the one that it said. ``--prefix-epochs`` goes on with the prefix layer of Hydra++ (tools.train.prefix).
 """
 
 from __future__ import annotations
@@ -18,46 +18,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tools.train import features, zoo
+from tools.train import features, prefix, zoo
 from tools.train.answers import Answer, read_answers
 from tools.train.base import Llama, load_base
 from tools.train.features import Rows
-from tools.train.heads import KINDS, Heads, draft_labels, draft_vocabulary, loss, rank_accuracy
-from torch import Tensor, nn
+from tools.train.heads import KINDS, Heads, PrefixHydraHeads, draft_labels, draft_vocabulary, loss, rank_accuracy
+from tools.train.optimise import Optimisation
+from tools.train.recipe import Recipe, Trained
+from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Hyper-parameters; ``kind`` is one of KINDS, ``warm_up`` a share of all steps, ``held_out`` one of all prompts."""
-
-    kind: str = "medusa"
-    num_heads: int = 4
-    num_layers: int = 1
-    draft_vocab: int = 8192
-    epochs: int = 6
-    batch: int = 256
-    learning_rate: float = 1e-3
-    warm_up: float = 0.05
-    held_out: float = 0.05
-    teacher: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """Heads and what they were trained with; ``steps`` of each head."""
-
-    heads: Heads
-    token_map: Tensor
-    recipe: Recipe
-    steps: list[int]
-    num_answers: int
-    num_positions: int
 
 
 def train(
@@ -85,30 +58,23 @@ def train(
     known = (labels[:, head] >= 0).nonzero()[:, 0]
     steps_per_epoch = math.ceil(len(known) / recipe.batch)
     total = steps_per_epoch * recipe.epochs
-    block = heads.blocks[head]
-    optimizer = torch.optim.Adam(block.parameters(), lr=recipe.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, total, recipe.warm_up))
-    step = _resume(checkpoint, block, optimizer, scheduler)
-    with tqdm(total=total, initial=step, desc=f"head {head}", unit="step", mininterval=5) as bar:
+    run = Optimisation(heads.blocks[head], total, recipe.learning_rate, recipe.warm_up, checkpoint)
+    with tqdm(total=total, initial=run.step, desc=f"head {head}", unit="step", mininterval=5) as bar:
         try:
-            while step < total:
-                epoch, first = divmod(step, steps_per_epoch)
+            while run.step < total:
+                epoch, first = divmod(run.step, steps_per_epoch)
                 shuffle = torch.Generator().manual_seed(recipe.seed + epoch)
                 order = known[torch.randperm(len(known), generator=shuffle)]
                 for batch in torch.split(order, recipe.batch)[first:]:
                     state = heads(rows.hidden[batch].float(), rows.path(batch, head, embedding), head)
                     teacher = rows.teacher(batch, head) if recipe.teacher else None
                     value = loss(state, labels[batch, head], output, teacher)
-                    optimizer.zero_grad()
-                    value.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    scheduler.step()
-                    step += 1
+                    run.descend(value)
                     bar.update()
                     bar.set_postfix(epoch=epoch + 1, loss=f"{value.item():.3f}", refresh=False)
-                _save(checkpoint, step, block, optimizer, scheduler)
+                run.save()
         except KeyboardInterrupt:
-            _save(checkpoint, step, block, optimizer, scheduler)
+            run.save()
             raise
     return total
 
@@ -140,7 +106,8 @@ def measure_all(model: Llama, trained: Trained, sets: Mapping[str, Sequence[Answ
         if not chosen:
             continue
         features.build(model, chosen, work / "states")
-        rows = features.load(chosen, work / "states", trained.recipe.num_heads)
+        layer = trained.heads.states if isinstance(trained.heads, PrefixHydraHeads) else None
+        rows = features.load(chosen, work / "states", trained.recipe.num_heads, layer)
         labels = draft_labels(rows.future, trained.token_map, model.vocab_size)
         accuracy, ranks = rank_accuracy(trained.heads, rows, labels, model.head[trained.token_map], model.embed)
         coverage = torch.isin(rows.tokens, trained.token_map).double().mean().item()
@@ -164,46 +131,6 @@ def ship(out: Path, model: Llama, base_name: str, trained: Trained, measures: Se
     return zoo.tables(measures, zoo.write_tree(out, measures[0].accuracy))
 
 
-def _cosine(step: int, total: int, warm_up: float) -> float:
-    ramp = max(1, round(total * warm_up))
-    if step < ramp:
-        return (step + 1) / ramp
-    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total - ramp)))
-
-
-def _resume(
-    checkpoint: Path,
-    block: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    if not checkpoint.exists():
-        return 0
-    state = torch.load(checkpoint, weights_only=True)
-    block.load_state_dict(state["block"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return int(state["step"])
-
-
-def _save(
-    checkpoint: Path,
-    step: int,
-    block: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
-) -> None:
-    state = {
-        "step": step,
-        "block": block.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-    }
-    partial = checkpoint.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(checkpoint)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,6 +142,9 @@ def main() -> None:
     parser.add_argument("--also-measure", type=Path, help="answers of another set, never trained on")
     parser.add_argument("--kind", choices=sorted(KINDS), default=Recipe().kind)
     parser.add_argument("--teacher", action="store_true", help="learn from the base's distribution")
+    parser.add_argument(
+        "--prefix-epochs", type=int, default=0, help="then train a prefix layer and the heads (Hydra++)"
+    )
     parser.add_argument("--heads", type=int, default=Recipe().num_heads)
     parser.add_argument("--layers", type=int, default=Recipe().num_layers)
     parser.add_argument("--draft-vocab", type=int, default=Recipe().draft_vocab)
@@ -228,6 +158,7 @@ def main() -> None:
     recipe = Recipe(
         kind=options.kind,
         teacher=options.teacher,
+        prefix_epochs=options.prefix_epochs,
         num_heads=options.heads,
         num_layers=options.layers,
         draft_vocab=options.draft_vocab,
@@ -236,6 +167,8 @@ def main() -> None:
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
+    if recipe.prefix_epochs and recipe.kind != "hydra":
+        parser.error("--prefix-epochs goes with --kind hydra")
     torch.set_num_threads(options.threads)
     model, _ = load_base(options.base, torch.bfloat16)
     answers = read_answers(options.answers)
@@ -243,10 +176,12 @@ def main() -> None:
     trained = train_all(model, answers, options.work, recipe, options.only)
     if options.only:
         return
+    if recipe.prefix_epochs:
+        trained = prefix.train(model, answers, options.work, trained)
     strangers = read_answers(options.also_measure) if options.also_measure else []
     measures = measure_all(model, trained, {"held-out prompts": answers, "benchmark prompts": strangers}, options.work)
     tables = ship(options.out, model, options.base_name, trained, measures)
-    (options.work / "tables.md").write_text(tables, encoding="utf-8")
+    (options.work / f"{options.out.name}.md").write_text(tables, encoding="utf-8")
     print(tables)
 
 

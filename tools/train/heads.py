@@ -9,9 +9,11 @@ from typing import Final, cast
 
 import torch
 from tools.train.answers import Answer
+from tools.train.base import LlamaShape
 from tools.train.features import Rows
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaModel
 
 TOP_RANKS = 10
 """Ranks of a head's guesses that are measured: as many as a static tree branches into."""
@@ -95,11 +97,69 @@ class HydraHeads(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The weights in the authors' layout, without what the base has."""
         found = {}
-        for name, value in self.state_dict().items():
-            _, head, place, kind = name.split(".")
+        for name, value in self.blocks.state_dict().items():
+            head, place, kind = name.split(".")
             block = {"0": "0.linear", "1": "0.res_connection"}.get(place, f"{int(place) - 1}.linear")
             found[f"hydra_mlp.{head}.{block}.{kind}"] = value
         return found
+
+
+class PrefixHydraHeads(HydraHeads):
+    """Hydra++ (section 4): a decoder layer over the states of the whole text comes before the heads.
+
+    Args:
+        num_heads: As of :class:`HydraHeads`.
+        num_layers: Likewise.
+        shape: Of the base; the layer is one of the base's.
+        inner_size: Width of its MLP.
+    """
+
+    def __init__(self, num_heads: int, num_layers: int, shape: LlamaShape, inner_size: int) -> None:
+        hidden_size = shape.num_heads * shape.head_dim
+        super().__init__(num_heads, num_layers, hidden_size)
+        self.layer = LlamaModel(
+            LlamaConfig(
+                vocab_size=1,  # it embeds no tokens
+                hidden_size=hidden_size,
+                intermediate_size=inner_size,
+                num_hidden_layers=1,
+                num_attention_heads=shape.num_heads,
+                num_key_value_heads=shape.num_kv_heads,
+                head_dim=shape.head_dim,
+                rms_norm_eps=shape.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+                max_position_embeddings=1 << 20,
+                use_cache=False,
+            )
+        )
+        for name, parameter in self.layer.named_parameters():
+            if "o_proj" in name or "down_proj" in name:  # at the start the layer adds nothing
+                nn.init.zeros_(parameter)
+
+    def fit_norm(self, states: Sequence[Tensor]) -> None:
+        """Let the norm behind the layer keep the size that states have, so that heads trained on these go on."""
+        size = torch.cat([rows.float().square().mean(1).sqrt() for rows in states]).mean()
+        nn.init.constant_(self.layer.norm.weight, float(size))
+
+    def run(self, states: Sequence[Tensor]) -> Tensor:
+        """States ``[length, H]`` of each text -> ``[texts, longest, H]``; rows past the end of a text mean nothing."""
+        padded = nn.utils.rnn.pad_sequence([rows.float() for rows in states], batch_first=True)
+        made: Tensor = self.layer(inputs_embeds=padded).last_hidden_state  # causal: what comes after is not seen
+        return made
+
+    @torch.inference_mode()
+    def states(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """The layer's states of each text, one after the other."""
+        return [self.run([rows])[0].half() for rows in states]
+
+    def config(self) -> dict[str, object]:
+        """What config.json says of them, in the authors' words."""
+        return super().config() | {"hydra_head_arch": "prefix-mlp"}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights in the authors' layout (their spelling), without what the base has."""
+        layer = {name: value for name, value in self.layer.state_dict().items() if not name.startswith("embed_tokens")}
+        return super().tensors() | {f"prefix_embeding_layer.{name}": value for name, value in layer.items()}
 
 
 Heads = MedusaHeads | HydraHeads

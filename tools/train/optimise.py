@@ -1,0 +1,58 @@
+"""Adam with warm-up and a cosine; a run that is stopped goes on from its file and ends like a whole one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimisation:
+    """The training of one module.
+
+    Args:
+        module: What is trained, in place.
+        total: Steps in all.
+        learning_rate: At its highest.
+        warm_up: Share of the steps in which it rises.
+        file: Read now if it exists; written by :meth:`save`.
+
+    Attributes:
+        step: Steps done.
+    """
+
+    def __init__(self, module: nn.Module, total: int, learning_rate: float, warm_up: float, file: Path) -> None:
+        self.module, self.file, self.step = module, file, 0
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _cosine(step, total, warm_up))
+        self._parts: dict[str, Any] = {"block": module, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        if file.exists():
+            state = torch.load(file, weights_only=True)
+            self.step = int(state.pop("step"))
+            for name, part in self._parts.items():
+                part.load_state_dict(state[name])
+
+    def descend(self, loss: Tensor) -> None:
+        """One step against ``loss``."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        state = {"step": self.step} | {name: part.state_dict() for name, part in self._parts.items()}
+        partial = self.file.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self.file)
+
+
+def _cosine(step: int, total: int, warm_up: float) -> float:
+    ramp = max(1, round(total * warm_up))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total - ramp)))
