@@ -53,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "seqrt needs Python 3.11 or later here; set PYTHON")'
 	$(PYTHON) -m venv .venv
 	$(PIP) setuptools
-	$(PIP) $(PIP_ARGS) --no-build-isolation --editable '.[cpu,export,dev]'
+	$(PIP) $(PIP_ARGS) --no-build-isolation --editable '.[cpu,export,plot,dev]'
 	@touch $@
 
 $(DEMO_GGUF): | $(INSTALLED)

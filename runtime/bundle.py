@@ -9,13 +9,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from seqrt.errors import BundleError
+from seqrt.runtime.records import parse
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
@@ -257,7 +257,10 @@ def _read_manifest(path: Path) -> Manifest:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:
         raise BundleError(f"{file} has schema {schema!r}, this seqrt reads {SCHEMA}; export again with this version")
-    manifest: Manifest = _parse(Manifest, raw, str(file))
+    try:
+        manifest: Manifest = parse(Manifest, raw, str(file))
+    except ValueError as error:
+        raise BundleError(f"{error}; export again with this version of seqrt") from error
     _check_shapes(manifest, file)
     _check_roles(manifest, file)
     return manifest
@@ -299,33 +302,3 @@ def _check_file(path: Path, name: str, info: FileInfo) -> None:
         raise BundleError(f"{file} is missing; export again")
     if file.stat().st_size != info.size:
         raise BundleError(f"{file} has {file.stat().st_size} bytes, the manifest says {info.size}; export again")
-
-
-def _parse(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` JSON as the type `kind`: dataclasses, tuples, mappings, scalars and unions of them."""
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, raw, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and isinstance(raw, list):
-        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
-    if origin is Mapping and isinstance(raw, dict):
-        return {key: _parse(arguments[1], value, f"{where}.{key}") for key, value in raw.items()}
-    if type(None) in arguments:
-        return None if raw is None else _parse(arguments[0], raw, where)
-    if kind is float and type(raw) is int:
-        return float(raw)
-    if type(raw) is not kind:
-        raise BundleError(f"{where} is {raw!r}, expected {getattr(kind, '__name__', kind)}; export again")
-    return raw
-
-
-def _parse_dataclass(kind: Any, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise BundleError(f"{where} is {raw!r}, expected an object; export again")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    if unknown := raw.keys() - fields.keys():
-        raise BundleError(f"{where} has unknown keys {sorted(unknown)}; export again with this version of seqrt")
-    required = {name for name, item in fields.items() if item.default is item.default_factory is dataclasses.MISSING}
-    if missing := required - raw.keys():
-        raise BundleError(f"{where} lacks {sorted(missing)}; export again")
-    return kind(**{name: _parse(fields[name].type, value, f"{where}: {name}") for name, value in raw.items()})

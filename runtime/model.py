@@ -12,15 +12,16 @@ from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
 from seqrt.runtime.drafters import Drafter, Learner
-from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter
+from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, ready_names
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.generate import Loop
-from seqrt.runtime.options import Options
+from seqrt.runtime.options import MAX_ROWS, Options
 from seqrt.runtime.pacing import Pacer
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
 from seqrt.runtime.stream import Generation, Stream
+from seqrt.runtime.tuned import Choice, Tuning, read_tuning
 from seqrt.runtime.verification import Verifier
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def load(path: str | Path, *, backend: str = "cpu", threads: int = 0) -> "Model"
     if threads < 0:
         raise RequestError(f"--threads is {threads}; give 0 (one a core) or more")
     start = perf_counter()
-    model = Model(open_bundle(Path(path)), threads)
+    bundle = open_bundle(Path(path))
+    model = Model(bundle, threads, *read_tuning(bundle, threads))
     model.load_seconds = perf_counter() - start
     return model
 
@@ -60,17 +62,22 @@ class Model:
     Attributes:
         bundle: what was loaded.
         load_seconds: how long that took.
+        tuning: what `seqrt tune` found for it on this machine.
+        tuning_note: why there is none although the bundle has a tune.json.
     """
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int, tuning: Tuning | None = None, tuning_note: str | None = None
+    ) -> None:
         self.bundle, self._engines = bundle, _Engines(bundle, threads)
+        self.tuning, self.tuning_note = tuning, tuning_note
         self.load_seconds = 0.0
         self._info = bundle.manifest.model
         self._decoder = Decoder(
             self._engines["decoder"], partial(self._engines.__getitem__, "compaction"), bundle.manifest.capacity
         )
         self._cached: list[int] = []  # tokens whose rows are in the cache
-        self._drafters: dict[tuple[str, str | None, str | None, str | None], Drafter | None] = {}
+        self._drafters: dict[tuple[object, ...], Drafter | None] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
         self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
         self._tokenizer = _tokenizer(bundle)
@@ -81,6 +88,11 @@ class Model:
     def drafts(self) -> tuple[str, ...]:
         """Names that `draft` takes."""
         return draft_names(self.bundle)
+
+    @property
+    def ready_drafts(self) -> tuple[str, ...]:
+        """Those of them that need nothing but the bundle."""
+        return ready_names(self.bundle)
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -150,13 +162,17 @@ class Model:
         self.forget()
         return score_tokens(self._decoder, self._full_logits, tokens)
 
-    def prepare(self, options: Options) -> None:
-        """Makes the drafter that the options ask for, if it is not made yet.
+    def drafter(self, options: Options) -> Drafter | None:
+        """The drafter that the options ask for, None for plain decoding; made when it is first asked for.
 
         Raises:
             RequestError: there is no such drafter, or it cannot serve them.
         """
-        self._drafter(options)
+        key = (options.draft, options.tree, options.corpus, options.memory, options.adaptive)
+        if key not in self._drafters:
+            supplies = Supplies(self.bundle, self._engines, self.encode, options, self._tuned(options))
+            self._drafters[key] = make_drafter(supplies)
+        return self._drafters[key]
 
     def save_memory(self, options: Options) -> None:
         """Writes what the drafter learnt to the file `options.memory`, if there is one.
@@ -164,7 +180,7 @@ class Model:
         Raises:
             RequestError: the file cannot be written.
         """
-        if options.memory is not None and isinstance(drafter := self._drafter(options), Learner):
+        if options.memory is not None and isinstance(drafter := self.drafter(options), Learner):
             drafter.save(Path(options.memory))
 
     def forget(self) -> None:
@@ -183,10 +199,14 @@ class Model:
         info = self._info
         eos = () if options.ignore_eos else info.eos_token_ids
         sampler = Sampler(options, info.vocab_size, eos_ids=info.eos_token_ids, min_new_tokens=options.min_new_tokens)
+        drafter = self.drafter(options)
         verifier = Verifier(
-            options.accept, sampler, threshold=options.posterior_threshold, alpha=options.posterior_alpha
+            options.accept,
+            sampler,
+            samples_drafts=drafter is not None and drafter.samples,
+            threshold=options.posterior_threshold,
+            alpha=options.posterior_alpha,
         )
-        drafter = self._drafter(options)
         loop = Loop(self._decoder, self._full_logits, sampler, verifier, drafter, self._pacer(options))
         loop.log_probabilities = [] if options.log_probabilities else None
         limit = min(options.max_new_tokens, self.bundle.manifest.capacity - len(prompt))
@@ -250,16 +270,18 @@ class Model:
         engine.run()
         return logits
 
-    def _drafter(self, options: Options) -> Drafter | None:
-        key = (options.draft, options.tree, options.corpus, options.memory)
-        if key not in self._drafters:
-            self._drafters[key] = make_drafter(Supplies(self.bundle, self._engines, self.encode, options))
-        return self._drafters[key]
+    def _tuned(self, options: Options) -> Choice | None:
+        return None if self.tuning is None else self.tuning.choice(options.draft)
 
     def _pacer(self, options: Options) -> Pacer:
-        key = (options.draft, options.tree, options.max_rows, options.adaptive)
+        most = options.max_rows
+        if most is None:
+            tuned = self._tuned(options)
+            most = MAX_ROWS if tuned is None or options.adaptive or options.tree is not None else tuned.rows
+        key = (options.draft, options.tree, most, options.adaptive)
         if key not in self._pacers:
-            self._pacers[key] = Pacer(options.max_rows, options.adaptive, self._row_seconds)
+            relative = () if self.tuning is None else self.tuning.relative
+            self._pacers[key] = Pacer(most, options.adaptive, self._row_seconds, relative)
         return self._pacers[key]
 
     def _chat_template(self, source: str) -> ChatTemplate:

@@ -10,6 +10,7 @@ from seqrt.runtime.verification import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD, RUL
 NO_DRAFT: Final = "none"
 DYNAMIC: Final = "dynamic"  # the tree whose shape the drafter's own probabilities make
 DEFAULT_NEW_TOKENS: Final = 256
+MAX_ROWS: Final = 64  # of a tree, unless asked for more or less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Options(Sampling):
             by the heads' probabilities at each step; None takes the heads' own.
         corpus: text file that the drafter "corpus" drafts from.
         memory: file in which the drafter "recycling" keeps what it learnt: read here, written by `Model.save_memory`.
-        max_rows: most nodes of a tree, the root included.
+        max_rows: most nodes of a tree, the root included; None for MAX_ROWS or, unless adaptive, what was tuned.
         adaptive: verify only as many nodes as pay; False verifies the whole tree at each step.
         accept: verification rule; None takes the lossless one that fits.
         posterior_threshold, posterior_alpha: of the rule "typical".
@@ -47,7 +48,7 @@ class Options(Sampling):
     tree: str | None = None
     corpus: str | None = None
     memory: str | None = None
-    max_rows: int = 64
+    max_rows: int | None = None
     adaptive: bool = True
     accept: str | None = None
     posterior_threshold: float = POSTERIOR_THRESHOLD
@@ -59,6 +60,8 @@ class Options(Sampling):
         Sampling.__post_init__(self)  # super() does not work in a slotted dataclass
         for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("max_rows", 1)):
             value = getattr(self, name)
+            if name == "max_rows" and value is None:
+                continue
             require(is_whole(value), name, value, "a whole number")
             require(value >= least, name, value, f"{least} or more")
         if self.min_new_tokens > self.max_new_tokens:

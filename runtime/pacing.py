@@ -6,6 +6,7 @@ row adds, in units of the time that a token takes now. When drafting turns out s
 stretch of steps, it pauses, each time twice as long, and then tries again: texts change their nature midway.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,11 +31,14 @@ class Pacer:
         max_rows: most nodes of a tree.
         seconds: running cost of a step by its rows.
         adaptive: False verifies every proposal whole (for measurements and tests).
+        relative: what steps with 1, 2, ... rows cost in plain steps, if known from earlier; stands in for what was
+            not measured yet.
     """
 
     max_rows: int
     adaptive: bool = True
     seconds: dict[int, float] = field(default_factory=dict)
+    relative: Sequence[float] = ()
     _pause: int = 0
     _next_pause: int = _FIRST_PAUSE
     _trial_tokens: int = 0
@@ -72,6 +76,8 @@ class Pacer:
         known = self.seconds
         if rows in known:
             return known[rows]
+        if rows <= len(self.relative) and 1 in known:
+            return known[1] * self.relative[rows - 1]
         below = max((n for n in known if n < rows), default=None)
         above = min((n for n in known if n > rows), default=None)
         if below is None:

@@ -6,12 +6,8 @@ machine meets all of them. Each conversation starts with an empty cache; later t
 ones left, as in a chat.
 """
 
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
 from time import perf_counter
 from typing import Final
 
@@ -27,7 +23,6 @@ from seqrt.runtime.stream import Generation
 
 SCHEMA: Final = 1
 _PERCENTILES: Final = (50, 90, 95, 99)
-_PACKAGES: Final = ("seqrt", "onnxruntime", "numpy", "tokenizers")
 
 
 @dataclass(slots=True)
@@ -106,8 +101,11 @@ def measure(
     *,
     repeat: int = 1,
     advance: Callable[[], None] = lambda: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> list[Measurement]:
     """Plays every prompt with every one of `wanted`, after a round of warm-up; calls `advance` after each.
+
+    No further prompt is played once `enough` says so.
 
     Returns:
         One a drafter, in the order of `wanted`.
@@ -121,6 +119,8 @@ def measure(
                 for generation, setup_seconds in _play(model, prompt, options):
                     measurement.add(generation, setup_seconds)
                 advance()
+            if enough():
+                return found
     return found
 
 
@@ -150,18 +150,6 @@ def percentiles(values: Iterable[float]) -> dict[str, float | None]:
 def weight_bytes(bundle: Bundle) -> int:
     """Weights that one step of the decoder reads."""
     return next(graph.weight_bytes for graph in bundle.manifest.graphs if graph.role == "decoder")
-
-
-def environment(threads: int) -> dict[str, object]:
-    """Versions and machine, as far as they bear on speed."""
-    versions = {name: _version(name) for name in _PACKAGES}
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": threads or None,
-    }
 
 
 def _play(model: Model, prompt: Prompt, options: Options) -> list[tuple[Generation, float]]:
@@ -194,20 +182,3 @@ def _row(one: Measurement, tree: str | None, num_prompts: int, num_bytes: int, p
         "speedup_vs_none": round(one.tokens_per_second / speed, 4) if speed else None,
         "gb_per_second": round(num_bytes / median_ms / 1e6, 3) if median_ms else None,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    """Linux names it in /proc; elsewhere the platform module does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()

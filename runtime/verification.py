@@ -118,12 +118,12 @@ class Verifier:
             tree: the drafts.
             rows: what the model says after each node.
             history: everything decided, the root included; as it was on return.
-            drawn: how the drafts were sampled; only rule reject asks.
+            drawn: how the drafts were sampled; only rule reject asks, and only where there are drafts.
         """
         if self.rule == "reject":
-            if drawn is None:
+            if drawn is None and tree.num_nodes > 1:
                 raise _not_drawn()
-            return accept_reject(tree, rows, self._sampler, history, drawn)
+            return accept_reject(tree, rows, self._sampler, history, drawn or Drawn({}))
         if self.rule == "typical":
             return accept_typical(tree, rows, self._sampler, history, self._threshold, self._alpha)
         if self._sampler.plain_greedy:

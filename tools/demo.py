@@ -71,7 +71,7 @@ class Speed:
 
 def measure(model: Model, prompt: str, max_new_tokens: int, repeats: int) -> dict[str, list[Generation]]:
     """Answers by way of drafting, `repeats` of each, run in turn and each from an empty cache."""
-    runs: dict[str, list[Generation]] = {draft: [] for draft in model.drafts}
+    runs: dict[str, list[Generation]] = {draft: [] for draft in model.ready_drafts}
     for _ in range(repeats):
         for draft, done in runs.items():
             model.forget()
@@ -142,7 +142,7 @@ def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
     for number, prompt in enumerate(options.prompt or PROMPTS, start=1):
         console.print(f"\n[bold]Prompt {number}[/bold]")
         console.print(prompt.strip(), markup=False, soft_wrap=True)
-        plain, *others = (_stream(console, model, draft, prompt, options) for draft in model.drafts)
+        plain, *others = (_stream(console, model, draft, prompt, options) for draft in model.ready_drafts)
         for drafted in others:
             found.append(divergence(plain, drafted))
             lines.append(f"prompt {number}, {verdict(drafted.draft, found[-1])}")
@@ -160,7 +160,7 @@ def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
 
 
 def _stream(console: Console, model: Model, draft: str, prompt: str, options: argparse.Namespace) -> Generation:
-    title = "Without drafting" if draft == model.drafts[0] else f"With --draft {draft}"
+    title = "Without drafting" if draft == model.ready_drafts[0] else f"With --draft {draft}"
     console.print(f"\n[bold]{title}[/bold]")
     # With log-probabilities, because a divergence is judged by those of the plain run.
     limits = {"max_new_tokens": options.max_new_tokens, "log_probabilities": True}

@@ -46,9 +46,15 @@ class Proposal:
 
 
 class Drafter(Protocol):
-    """One method of drafting, for one request after another."""
+    """One method of drafting, for one request after another.
+
+    Attributes:
+        name: what it is called.
+        samples: its drafts are sampled, and every proposal says how (`drawn`).
+    """
 
     name: str
+    samples: bool
 
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         """A request starts.

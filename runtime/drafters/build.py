@@ -19,6 +19,7 @@ from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Engine
 from seqrt.runtime.options import DYNAMIC, NO_DRAFT, Options
 from seqrt.runtime.tree import Template
+from seqrt.runtime.tuned import Choice
 
 _DYNAMIC_NODES: Final = 64
 _HEADS_TREE: Final = "mc_sim_7b_63"
@@ -34,24 +35,28 @@ class Supplies:
         engines: the bundle's graphs by role.
         encode: text to tokens.
         options: of the request.
+        tuned: what was found to be best for this drafter here.
     """
 
     bundle: Bundle
     engines: Mapping[str, Engine]
     encode: Callable[[str], list[int]]
     options: Options
+    tuned: Choice | None = None
 
     def template(self, own: Template, num_heads: int, num_ranks: int) -> Template:
         """What drafts of so many levels and ranks may combine: what --tree says, else `own`.
 
-        With quantised weights it is a chain unless --tree says otherwise: its rows have the same bits as plain
-        decoding, those of a branching tree have not, and quantised products make that count
-        (docs/decisions/0006-one-row.md).
+        Otherwise it is `own`; with quantised weights a chain as deep: its rows have the same bits as plain decoding,
+        those of a branching tree have not, and quantised products make that count (docs/decisions/0006-one-row.md).
+        A tree that `seqrt tune` chose takes its place, whole and alone if the loop is not to cut it.
 
         Raises:
             RequestError: no such tree, or one that is too deep or too wide.
         """
         tree = self.options.tree
+        if tree is None and self.tuned is not None and (self.tuned.tree == DYNAMIC or not self.options.adaptive):
+            tree = self.tuned.tree
         if tree is None:
             return own if self.exact else Template.chain(min(num_heads, own.max_depth))
         if tree == DYNAMIC:
@@ -131,6 +136,11 @@ _USES: Final[Mapping[str, tuple[str, ...]]] = {
 def draft_names(bundle: Bundle) -> tuple[str, ...]:
     """What `draft` takes with a bundle."""
     return (NO_DRAFT, *_TRAIN_FREE, *(head.name for head in bundle.manifest.heads))
+
+
+def ready_names(bundle: Bundle) -> tuple[str, ...]:
+    """Those of them that need nothing but the bundle."""
+    return tuple(name for name in draft_names(bundle) if name != "corpus")
 
 
 def for_draft(options: Options, name: str) -> Options:

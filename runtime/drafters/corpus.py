@@ -32,6 +32,7 @@ class CorpusDrafter:
     """
 
     name = "corpus"
+    samples = False
 
     def __init__(self, tokens: npt.NDArray[np.int64], *, branches: bool = True) -> None:
         padded = np.append(tokens, np.full(MAX_NGRAM, -1))

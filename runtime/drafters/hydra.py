@@ -65,6 +65,7 @@ class HydraDrafter:
     """
 
     name = "hydra"
+    samples = False
 
     def __init__(
         self, heads: Sequence[Engine], template: Template, prefix: Engine | None = None, offset: int = 0

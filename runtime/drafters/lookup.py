@@ -24,6 +24,7 @@ class LookupDrafter:
     """Chains copied from earlier in the text."""
 
     name = "lookup"
+    samples = False
 
     def __init__(self) -> None:
         self._acceptance = list(_PRIOR)

@@ -26,6 +26,7 @@ class MedusaDrafter:
     """
 
     name = "medusa"
+    samples = False
 
     def __init__(self, engine: Engine, template: Template) -> None:
         heads, candidates = (int(size) for size in engine.outputs["token_ids"].shape)

@@ -35,6 +35,7 @@ class RecyclingDrafter:
     """
 
     name = "recycling"
+    samples = False
 
     def __init__(self, vocab_size: int, template: Template, memory: Path | None = None) -> None:
         template.check(template.max_depth, RANKS)

@@ -105,7 +105,7 @@ def test_a_text_that_the_corpus_holds_is_drafted_whole(
     file.write_text("the rest of the string in the tool", encoding="utf-8")
     options = Options(draft="corpus", corpus=str(file), ignore_eos=True, adaptive=False, max_new_tokens=64)
     assert model.generate(prompt, options).token_ids == answer
-    drafter = model._drafter(options)
+    drafter = model.drafter(options)
     assert isinstance(drafter, CorpusDrafter)
     assert drafter._corpus == prompt
     for key in model._drafters:

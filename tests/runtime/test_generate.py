@@ -42,6 +42,7 @@ class Scripted:
     is_chain: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     name: str = "scripted"
+    samples: bool = False
     place: int = 0
 
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:

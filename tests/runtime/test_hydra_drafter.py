@@ -116,7 +116,7 @@ def test_dynamic_trees_are_the_most_probable_nodes(
     """Against every path of three heads with ten candidates each, although few of them are ever computed."""
     prompt = model.encode("the tool in the list")
     model.generate(prompt, draft="hydra", tree="dynamic", max_new_tokens=1, ignore_eos=True)
-    drafter = model._drafter(Options(draft="hydra", tree="dynamic"))
+    drafter = model.drafter(Options(draft="hydra", tree="dynamic"))
     assert isinstance(drafter, HydraDrafter)
     proposal = drafter.propose(9, count)
     state, scores = states(llama, prompt, "hydra", hydra_tensors["hydra"]), []
@@ -146,7 +146,7 @@ def test_a_prefix_that_another_drafter_answered_is_left_out(model: Model) -> Non
 
 def test_deeper_heads_run_only_while_they_pay(model: Model) -> None:
     model.generate("the tool", draft="hydra", tree=TEMPLATE, max_new_tokens=4, raw=True, adaptive=False)
-    drafter = model._drafter(Options(draft="hydra", tree=TEMPLATE))
+    drafter = model.drafter(Options(draft="hydra", tree=TEMPLATE))
     assert isinstance(drafter, HydraDrafter)
     assert drafter.propose(5, 64).tree.num_nodes == 9
     assert drafter.propose(5, 64, rate=1e9).tree.num_nodes == 1

@@ -164,6 +164,7 @@ def test_a_seed_gives_one_text_whatever_the_tree(
 
 
 # Distributions of two tokens after the root: 12,000 trials leave an exact rule a variation of about 0.014.
+# That the rules keep the distribution is tested in test_distributions.py.
 TRIALS = 12_000
 LIMIT = 0.03
 TARGET, DRAFT = ToyModel(4, 11), ToyModel(4, 12)
@@ -176,14 +177,6 @@ def total_variation(run: Callable[[int], list[int]], temperature: float = 1.0) -
     first = TARGET.probabilities(0, 0, temperature)
     exact = np.array([first[a] * TARGET.probabilities(0, a, temperature) for a in range(4)])
     return float(np.abs(counts / TRIALS - exact).sum() / 2)
-
-
-def two_best(history: History) -> tuple[Tree, None]:
-    """A deterministic tree: the draft model's two best tokens, and the two best after each."""
-    before, root = history.tokens[-2:]
-    level = DRAFT.ids[before, root][:2]
-    below = [DRAFT.ids[root, token][:2] for token in level]
-    return Tree(np.array([root, *level, *below[0], *below[1]]), np.array([-1, 0, 0, 1, 1, 2, 2])), None
 
 
 def sampled(seed: int, with_replacement: bool) -> Drafter:
@@ -210,25 +203,6 @@ def sampler_of(seed: int, temperature: float = 1.0) -> Sampler:
     return Sampler(Sampling(temperature=temperature, seed=seed), 4)
 
 
-def test_matching_a_deterministic_tree_keeps_the_distribution() -> None:
-    def run(seed: int) -> list[int]:
-        sampler = sampler_of(seed, 0.8)
-        return decode(TARGET, Verifier("match", sampler), sampler, two_best, 2)
-
-    assert total_variation(run, 0.8) < LIMIT
-
-
-@pytest.mark.parametrize("with_replacement", [False, True])
-def test_recursive_rejection_keeps_the_distribution(with_replacement: bool) -> None:
-    def run(seed: int) -> list[int]:
-        sampler = sampler_of(seed)
-        verifier = Verifier(None, sampler, samples_drafts=True)
-        assert verifier.rule == "reject"
-        return decode(TARGET, verifier, sampler, sampled(seed, with_replacement), 2)
-
-    assert total_variation(run) < LIMIT
-
-
 def test_rejection_draws_independently_of_acceptance() -> None:
     """One root with three drafts, tight enough to see a shared random number."""
     p, q = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.3, 0.2, 0.1])
@@ -243,24 +217,6 @@ def test_rejection_draws_independently_of_acceptance() -> None:
         node = accepted.path[-1]
         counts[tree.tokens[node] if node else accepted.next_token] += 1
     assert np.abs(counts / 20_000 - p).sum() / 2 < 0.01
-
-
-def test_the_distribution_test_catches_drafts_dropped_for_what_they_are() -> None:
-    def run(seed: int) -> list[int]:
-        sampler = sampler_of(seed)
-        history = sampler.history([0, 0])
-        tree, drawn = sampled(seed, False)(history)
-        assert drawn is not None
-        # the popular mistake: keep the more probable of two sampled siblings, as if it had been drawn first
-        q = DRAFT.probabilities(0, 0)
-        kept = max((1, 2), key=lambda node: q[tree.tokens[node]])
-        pruned = Tree.chain([0, int(tree.tokens[kept])])
-        accepted = accept_reject(pruned, TARGET.rows(pruned, history), sampler, history, drawn)
-        history.append(int(pruned.tokens[1]) if len(accepted.path) > 1 else accepted.next_token)
-        history.append(sampler.choose(TARGET.rows(no_drafts(history)[0], history), 0, history))
-        return history.tokens[2:]
-
-    assert total_variation(run) > 3 * LIMIT
 
 
 def test_the_distribution_test_catches_drawing_again_after_a_mismatch() -> None:
@@ -352,7 +308,7 @@ def test_rules_that_do_not_fit_are_refused() -> None:
         Verifier("reject", warm)
     verifier = Verifier("reject", warm, samples_drafts=True)
     with pytest.raises(RequestError, match="needs drafts that were sampled with known probabilities"):
-        verifier.accept(Tree.chain([0]), rows_of([[0.25] * 4]), warm.history([0]))
+        verifier.accept(Tree.chain([0, 1]), rows_of([[0.25] * 4] * 2), warm.history([0]))
     with pytest.raises(RequestError, match="--posterior-threshold is 0; give more than 0"):
         Verifier("typical", warm, threshold=0)
     with pytest.raises(RequestError, match="--posterior-alpha is nan"):

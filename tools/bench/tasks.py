@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the sums as JSON")
     arguments = parser.parse_args()
     model = seqrt.load(arguments.bundle, threads=arguments.threads)
-    drafts = [PLAIN, *(arguments.draft or [name for name in model.drafts if name != PLAIN])]
+    drafts = [PLAIN, *(arguments.draft or [name for name in model.ready_drafts if name != PLAIN])]
     prompts = read_prompts(arguments.prompts)[:: arguments.every]
     sums = measure(model, prompts, drafts, arguments.max_new_tokens, arguments.repeats)
     Console().print(show(sums, drafts))

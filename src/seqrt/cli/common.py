@@ -63,7 +63,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
     ),
     "corpus": (str | None, "FILE", "Text that --draft corpus drafts from."),
     "memory": (str | None, "FILE", "Where --draft recycling keeps what it learns, from run to run."),
-    "max_rows": (int, None, "Most nodes of a draft tree, the root included."),
+    "max_rows": (int | None, "ROWS", "Most nodes of a draft tree, the root included; 64 if neither given nor tuned."),
     "adaptive": (bool, None, "Verify only as many drafts as pay, or always the whole tree."),
     "accept": (
         str | None,

@@ -36,7 +36,8 @@ def profile(
     They take turns, prompt by prompt. Warm-up (the first prompt once with each drafter) is not counted.
     Without --prompts, a dozen of our own are played.
     """
-    from seqrt.runtime.profile import SCHEMA, environment, measure, rows, weight_bytes
+    from seqrt.runtime.machine import environment
+    from seqrt.runtime.profile import SCHEMA, measure, rows, weight_bytes
 
     if repeat < 1:
         raise RequestError(f"--repeat is {repeat}; give 1 or more")

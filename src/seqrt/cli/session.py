@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from seqrt.cli.console import note
-from seqrt.runtime.options import Options
+from seqrt.runtime.options import DYNAMIC, Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "M
 
     model = load(bundle, backend=backend, threads=threads)
     for options in wanted:
-        model.prepare(options)
-        _warn(options)
+        model.drafter(options)
+    if wanted:
+        _remark(model, wanted)
     return model
 
 
@@ -42,15 +43,15 @@ def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> li
     """
     from seqrt.runtime.drafters.build import SPECIAL, for_draft
 
-    every_name = [name for name in model.drafts if name != "corpus" or options.corpus is not None]
-    chosen = list(dict.fromkeys(["none", *(names or every_name)]))
+    ready = model.ready_drafts if options.corpus is None else model.drafts
+    chosen = list(dict.fromkeys(["none", *(names or ready)]))
     every = [for_draft(options, name) for name in chosen]
     for option in SPECIAL:
         if all(getattr(one, option) != getattr(options, option) for one in every):
-            model.prepare(dataclasses.replace(options, draft=chosen[-1]))  # says who would have a use for it
+            model.drafter(dataclasses.replace(options, draft=chosen[-1]))  # says who would have a use for it
     for one in every:
-        model.prepare(one)
-    _warn(options)
+        model.drafter(one)
+    _remark(model, every)
     return every
 
 
@@ -63,6 +64,18 @@ def prompts_of(file: Path | None) -> list[Prompt]:
     return read_prompts(_BUILT_IN if file is None else file)
 
 
-def _warn(options: Options) -> None:
-    if options.accept == "typical":
+def _remark(model: "Model", wanted: Sequence[Options]) -> None:
+    """Says what the user may not expect of these options."""
+    if any(options.accept == "typical" for options in wanted):
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
+    if model.tuning_note is not None:
+        note(model.tuning_note)
+    for options in wanted:
+        choice = None if model.tuning is None else model.tuning.choice(options.draft)
+        if choice is not None:
+            parts = ["costs of steps"]
+            if options.tree is None and choice.tree is not None and (choice.tree == DYNAMIC or not options.adaptive):
+                parts.append(f"tree {choice.tree}")
+            if options.tree is None and options.max_rows is None and not options.adaptive:
+                parts.append(f"{choice.rows} rows a step")
+            note(f"--draft {options.draft} uses {', '.join(parts)} from tune.json")

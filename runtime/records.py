@@ -1,0 +1,45 @@
+"""JSON as dataclasses, strictly: every key known, none missing, every value of its type."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+def parse(kind: Any, raw: Any, where: str) -> Any:
+    """`raw` JSON as the type `kind`: dataclasses, tuples, mappings, scalars and unions of them with None.
+
+    Args:
+        kind: the type.
+        raw: what `json.loads` gave.
+        where: begins messages: the file.
+
+    Raises:
+        ValueError: it does not fit; the message says where, and no advice.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, raw, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and isinstance(raw, list):
+        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is Mapping and isinstance(raw, dict):
+        return {key: parse(arguments[1], value, f"{where}.{key}") for key, value in raw.items()}
+    if type(None) in arguments:
+        return None if raw is None else parse(arguments[0], raw, where)
+    if kind is float and type(raw) is int:
+        return float(raw)
+    if type(raw) is not kind:
+        raise ValueError(f"{where} is {raw!r}, expected {getattr(kind, '__name__', kind)}")
+    return raw
+
+
+def _parse_dataclass(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} is {raw!r}, expected an object")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    if unknown := raw.keys() - fields.keys():
+        raise ValueError(f"{where} has unknown keys {sorted(unknown)}")
+    required = {name for name, item in fields.items() if item.default is item.default_factory is dataclasses.MISSING}
+    if missing := required - raw.keys():
+        raise ValueError(f"{where} lacks {sorted(missing)}")
+    return kind(**{name: parse(fields[name].type, value, f"{where}: {name}") for name, value in raw.items()})

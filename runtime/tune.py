@@ -1,0 +1,319 @@
+"""Finds the tree that is fastest here: what steps cost, what drafters get right, and the best of both.
+
+Prompts are answered without drafting. At every token each drafter is asked what it would propose, and a step with some
+number of rows is timed on the side. As the answer is known afterwards, decoding it with any tree can be replayed: where
+its drafts match what follows, the step gets that far. Replays are exact for drafters that look at the text alone.
+
+The best static tree of n nodes is the n most often right paths (a path is right no more often than its parent, so they
+are a tree), which is Medusa's greedy construction (arXiv 2401.10774, section 2.3.3) on counts instead of products of
+accuracies. A dynamic tree is the n nodes that the drafter itself puts first. Of all, the one with the most tokens a
+second by replay and costs is chosen, as Sequoia does for its trees (arXiv 2402.12374, section 4.3).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from seqrt.runtime.conversation import play
+from seqrt.runtime.decoder import Decoder, StepOutput
+from seqrt.runtime.drafters import Drafter, Proposal
+from seqrt.runtime.drafters.build import for_draft
+from seqrt.runtime.model import Model
+from seqrt.runtime.options import DYNAMIC, NO_DRAFT, Options
+from seqrt.runtime.profile import measure
+from seqrt.runtime.prompts import Prompt
+from seqrt.runtime.stream import Generation
+from seqrt.runtime.tree import Path, Template, Tree
+from seqrt.runtime.tuned import Choice, Machine, Tuning
+
+ROWS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
+_SHOWN_RANKS: Final = 10
+_STATIC: Final = "static"
+
+Costs = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A drafter's proposal at one place of an answer.
+
+    Attributes:
+        paths: of the proposed nodes but the root, in their order: the rank among its siblings at each level.
+        right: those nodes that came true, from the root down.
+    """
+
+    paths: tuple[Path, ...]
+    right: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tree: Tree, following: Sequence[int]) -> "Place":
+        """What was proposed, judged by the tokens that followed the root."""
+        paths: list[Path] = [()]
+        num_children = [0] * tree.num_nodes
+        for parent in tree.parents[1:].tolist():
+            paths.append((*paths[parent], num_children[parent]))
+            num_children[parent] += 1
+        right, node = [], 0
+        for token in following:
+            hit = next((child for child in tree.children(node) if tree.tokens[child] == token), None)
+            if hit is None:
+                break
+            right.append(hit)
+            node = hit
+        return cls(tuple(paths[1:]), tuple(node - 1 for node in right))
+
+
+@dataclass(slots=True)
+class Recording:
+    """What was seen.
+
+    Attributes:
+        answers: by drafter and answer, its places.
+        step: by rows, seconds of steps.
+        draft: by drafter and nodes, seconds of proposals.
+        rest: seconds of a step beside the two.
+        prompts: conversations answered.
+    """
+
+    answers: dict[str, list[list[Place]]]
+    step: dict[int, list[float]] = field(default_factory=lambda: {rows: [] for rows in ROWS})
+    draft: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    rest: list[float] = field(default_factory=list)
+    prompts: int = 0
+
+
+class _Probe:
+    """Asks all drafters at every token, times a step of some other size, and drafts nothing itself."""
+
+    name = "probe"
+    samples = False
+
+    def __init__(self, drafters: Mapping[str, Drafter], decoder: Decoder, recording: Recording, most_rows: int) -> None:
+        self.drafters, self.decoder, self.recording = drafters, decoder, recording
+        self.sizes = [rows for rows in ROWS if rows <= most_rows]
+        self.proposals: dict[str, list[Tree]] = {name: [] for name in drafters}
+        self._turn = 0
+
+    def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
+        for drafter in self.drafters.values():
+            drafter.begin(tokens, output)
+
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+        size = self.sizes[self._turn % len(self.sizes)]
+        self._turn += 1
+        for name, drafter in self.drafters.items():
+            if size > 1:
+                start = perf_counter()
+                drafter.propose(root, size)
+                self.recording.draft[name].setdefault(size, []).append(perf_counter() - start)
+            self.proposals[name].append(drafter.propose(root, self.sizes[-1]).tree)
+        if self.decoder.past_len + size <= self.decoder.capacity:
+            tree = Tree.chain([root] * size)
+            start = perf_counter()
+            self.decoder.step(tree.tokens, tree.ancestors, tree.depth, np.arange(size))  # its rows are not kept
+            self.recording.step[size].append(perf_counter() - start)
+        return Proposal.nothing(root)
+
+    def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
+        for drafter in self.drafters.values():
+            drafter.observe(proposal, path, tokens, output)
+
+
+def record(model: Model, prompts: Sequence[Prompt], wanted: Sequence[Options], deadline: float) -> Recording:
+    """Answers prompts without drafting until `deadline` (of perf_counter), one at least.
+
+    Args:
+        model: whose cache is used.
+        prompts: to be answered, in this order.
+        wanted: options of each drafter.
+        deadline: no further prompt is begun after it.
+    """
+    drafters = {options.draft: drafter for options in wanted if (drafter := model.drafter(options)) is not None}
+    found = Recording({name: [] for name in drafters}, draft={name: {} for name in drafters})
+    for prompt in prompts:
+        model.forget()
+        for stream in play(model, prompt, plain(wanted[0])):
+            probe = _Probe(drafters, stream.loop.decoder, found, wanted[0].max_rows or ROWS[-1])
+            stream.loop.drafter = probe
+            _keep(found, probe, stream.finish())
+        found.prompts += 1
+        if perf_counter() > deadline:
+            break
+    return found
+
+
+def _keep(found: Recording, probe: _Probe, answer: Generation) -> None:
+    tokens = answer.token_ids
+    for name, trees in probe.proposals.items():
+        places = [Place.of(tree, tokens[place + 1 :]) for place, tree in enumerate(trees[: len(tokens) - 1])]
+        found.answers[name].append(places)
+    found.rest += [accept + commit for _, _, accept, commit in answer.trace.stage_seconds]
+
+
+def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None]) -> Choice:
+    """The fastest tree of a drafter.
+
+    Args:
+        name: the drafter.
+        found: what was recorded.
+        costs: seconds of a step with 1, 2, ... rows, drafting excepted.
+        trees: kinds to choose from: "static", "dynamic", or None for drafters without trees.
+    """
+    answers = found.answers[name]
+    draft = _draft_costs(found.draft[name], len(costs))
+    counts = Counter(place.paths[node] for places in answers for place in places for node in place.right)
+    # A path counts no more often than its parent; among equals the parent is shorter.
+    ranked = sorted(counts, key=lambda path: (-counts[path], len(path), path))
+    best: tuple[float, float, int, str | None] = (*replay(answers, 1, None, costs, draft), 1, None)
+    for kind in trees:
+        for rows in range(2, len(costs) + 1):
+            paths = frozenset(ranked[: rows - 1]) if kind == _STATIC else None
+            if paths is not None and len(paths) < rows - 1:
+                break
+            speed, per_step = replay(answers, rows, paths, costs, draft)
+            if speed > best[0]:
+                best = (speed, per_step, rows, kind)
+    speed, per_step, rows, kind = best
+    tree = Template(tuple(ranked[: rows - 1])).text if kind == _STATIC else kind
+    return Choice(
+        draft=name,
+        tree=tree,
+        rows=rows,
+        draft_ms=round(1e3 * float(draft[rows - 1]), 4),
+        acceptance=_acceptance(answers),
+        tokens_per_step=round(per_step, 4),
+        tokens_per_second=round(speed, 3),
+    )
+
+
+def replay(
+    answers: Sequence[Sequence[Place]], rows: int, paths: frozenset[Path] | None, costs: Costs, draft: Costs
+) -> tuple[float, float]:
+    """Decodes recorded answers with a tree: tokens per second and tokens per step.
+
+    Args:
+        answers: places of each.
+        rows: nodes of a step; 1 decodes plainly.
+        paths: the static tree; None takes the nodes that the drafter put first.
+        costs: seconds of a step by its rows.
+        draft: seconds of a proposal by its nodes.
+    """
+    seconds, tokens, steps = 0.0, 0, 0
+    for places in answers:
+        at = 0
+        while at < len(places):
+            place = places[at]
+            if paths is None:
+                nodes = min(rows - 1, len(place.paths))
+                depth = sum(node < rows - 1 for node in place.right)
+            else:
+                nodes = sum(path in paths for path in place.paths)
+                depth = sum(place.paths[node] in paths for node in place.right)
+            seconds += costs[nodes] + (draft[rows - 1] if rows > 1 else 0.0)
+            at += 1 + depth
+            steps += 1
+        tokens += len(places)
+    return (tokens / seconds, tokens / steps) if steps else (0.0, 1.0)
+
+
+def tune(
+    model: Model,
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Options],
+    threads: int,
+    budget_seconds: float,
+    advance: Callable[[str], None] = lambda _: None,
+) -> Tuning:
+    """Records, chooses for every drafter, and measures the choices.
+
+    Args:
+        model: the bundle.
+        prompts: what to try on.
+        wanted: options of each drafter, not plain decoding; all with the same `max_rows`.
+        threads: the model's.
+        budget_seconds: about what recording and measuring may take together.
+        advance: told what is being done.
+    """
+    start = perf_counter()
+    advance("recording")
+    found = record(model, prompts, wanted, start + 0.6 * budget_seconds)
+    sizes = [rows for rows in ROWS if found.step[rows]]
+    step = [float(np.median(found.step[rows])) for rows in sizes]
+    rest = float(np.median(found.rest)) if found.rest else 0.0
+    costs = np.interp(np.arange(1, sizes[-1] + 1), sizes, step) + rest
+    choices = []
+    for options in wanted:
+        advance(f"choosing for {options.draft}")
+        choices.append(choose(options.draft, found, costs, _kinds(options)))
+    tuning = Tuning(
+        machine=Machine.here(model.bundle, threads),
+        rows=tuple(sizes),
+        step_ms=tuple(round(1e3 * seconds, 4) for seconds in step),
+        choices=tuple(choices),
+        prompts=found.prompts,
+        positions=sum(map(len, next(iter(found.answers.values())))),
+        plain_tokens_per_second=round(1 / float(costs[0]), 3),
+    )
+    advance("measuring")
+    return _measured(model, prompts[: found.prompts], wanted, tuning, start + budget_seconds)
+
+
+def _kinds(options: Options) -> tuple[str | None, ...]:
+    """What recorded proposals can be cut to: where trees are dynamic, static ones of the same candidates too."""
+    if for_draft(replace(options, tree=DYNAMIC), options.draft).tree is None:
+        return (None,)
+    return (_STATIC, DYNAMIC) if options.tree == DYNAMIC else (_STATIC,)
+
+
+def _measured(
+    model: Model, prompts: Sequence[Prompt], wanted: Sequence[Options], tuning: Tuning, deadline: float
+) -> Tuning:
+    """The tuning with what its choices really do on the same prompts, as many as time allows, in turn."""
+    pairs = zip(wanted, tuning.choices, strict=True)
+    every = [plain(wanted[0]), *(chosen(options, choice) for options, choice in pairs if choice.rows > 1)]
+    found = measure(model, prompts, every, enough=lambda: perf_counter() > deadline)
+    speeds = {one.draft: round(one.tokens_per_second, 3) for one in found}
+    choices = [replace(choice, measured_tokens_per_second=speeds.get(choice.draft)) for choice in tuning.choices]
+    return replace(tuning, choices=tuple(choices), measured_plain_tokens_per_second=speeds[NO_DRAFT])
+
+
+def plain(options: Options) -> Options:
+    """The same without drafting."""
+    return replace(for_draft(options, NO_DRAFT), adaptive=False)
+
+
+def chosen(options: Options, choice: Choice) -> Options:
+    """The options with a choice in place, whatever the run-time measures."""
+    return replace(options, tree=choice.tree, max_rows=choice.rows, adaptive=False)
+
+
+def _draft_costs(seconds: Mapping[int, Sequence[float]], most: int) -> Costs:
+    """Seconds of a proposal with 1, 2, ... nodes."""
+    sizes = sorted(seconds)
+    if not sizes:
+        return np.zeros(most)
+    costs: Costs = np.interp(np.arange(1, most + 1), sizes, [float(np.median(seconds[size])) for size in sizes])
+    return costs
+
+
+def _acceptance(answers: Sequence[Sequence[Place]]) -> tuple[tuple[float, ...], ...]:
+    """By depth and rank: how often the candidate was right where its parent was."""
+    asked, hits = Counter[int](), Counter[tuple[int, int]]()
+    for places in answers:
+        for place in places:
+            parents = {(), *(place.paths[node] for node in place.right)}
+            for depth in {len(path) for path in place.paths if path[:-1] in parents}:
+                asked[depth] += 1
+            for node in place.right:
+                path = place.paths[node]
+                hits[len(path), path[-1]] += 1
+    ranks = 1 + max((rank for _, rank in hits), default=-1)
+    return tuple(
+        tuple(round(hits[depth, rank] / asked[depth], 4) for rank in range(min(ranks, _SHOWN_RANKS)))
+        for depth in sorted(asked)
+    )

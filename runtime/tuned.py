@@ -1,0 +1,150 @@
+"""What `seqrt tune` found for a bundle on a machine: tune.json, and whether it holds here."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from seqrt.errors import BundleError
+from seqrt.runtime.bundle import Bundle
+from seqrt.runtime.machine import cpu_model, version
+from seqrt.runtime.records import parse
+
+SCHEMA: Final = 1
+FILE: Final = "tune.json"
+_MAX_BYTES: Final = 1 << 22
+_MOST_ROWS: Final = 1 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a measured cost depends on; `graph` is the SHA-256 of the decoder's file."""
+
+    cpu: str
+    cores: int
+    threads: int
+    backend: str
+    engine: str
+    graph: str
+
+    @classmethod
+    def here(cls, bundle: Bundle, threads: int) -> "Machine":
+        """This machine, for a bundle with so many threads a model call."""
+        path = next(graph.path for graph in bundle.manifest.graphs if graph.role == "decoder")
+        return cls(
+            cpu=cpu_model(),
+            cores=os.cpu_count() or 0,
+            threads=threads,
+            backend="cpu",
+            engine=f"onnxruntime {version('onnxruntime')}",
+            graph=bundle.manifest.files[path].sha256,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The best that a drafter can do.
+
+    Attributes:
+        draft: its name.
+        tree: rank paths of a static tree, "dynamic" for one that its probabilities shape, None for drafters without.
+        rows: nodes of a step, the root included; 1: drafting does not pay.
+        draft_ms: of a proposal of so many nodes.
+        acceptance: by depth and rank: how often that candidate was the right one where its parent was.
+        tokens_per_step: predicted from the recorded proposals.
+        tokens_per_second: predicted from these and the costs.
+        measured_tokens_per_second: with this choice afterwards; None if there was no time for it.
+    """
+
+    draft: str
+    tree: str | None
+    rows: int
+    draft_ms: float
+    acceptance: tuple[tuple[float, ...], ...]
+    tokens_per_step: float
+    tokens_per_second: float
+    measured_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Contents of tune.json.
+
+    Attributes:
+        rows, step_ms: cost of a step with so many rows.
+        plain_tokens_per_second: predicted without drafting, from the same costs.
+        measured_plain_tokens_per_second: measured beside the choices.
+        positions: places in the answers at which every drafter was asked.
+    """
+
+    machine: Machine
+    rows: tuple[int, ...]
+    step_ms: tuple[float, ...]
+    choices: tuple[Choice, ...]
+    prompts: int
+    positions: int
+    plain_tokens_per_second: float
+    measured_plain_tokens_per_second: float | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        is_rising = all(a < b for a, b in zip((0, *self.rows), self.rows, strict=False))
+        if not self.rows or len(self.rows) != len(self.step_ms) or not is_rising or self.rows[-1] > _MOST_ROWS:
+            raise ValueError(f"rows are {self.rows} for {len(self.step_ms)} times, expected rising numbers, one a time")
+        if not all(0 < value < np.inf for value in self.step_ms):
+            raise ValueError(f"step_ms are {self.step_ms}, expected times above 0")
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """Cost of a step with 1, 2, ... rows, in steps with one row."""
+        cost = np.interp(np.arange(1, self.rows[-1] + 1), self.rows, self.step_ms)
+        return tuple((cost / cost[0]).tolist())
+
+    def choice(self, draft: str) -> Choice | None:
+        """What was found for a drafter."""
+        return next((choice for choice in self.choices if choice.draft == draft), None)
+
+    def save(self, bundle: Bundle) -> Path:
+        """Writes tune.json into the bundle, whole or not at all.
+
+        Raises:
+            BundleError: the file cannot be written.
+        """
+        file = bundle.path / FILE
+        partial = bundle.path / f".{FILE}.part"
+        try:
+            partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+            partial.replace(file)
+        except OSError as error:
+            raise BundleError(f"cannot write {file}: {error.strerror}; copy the bundle elsewhere") from error
+        return file
+
+
+def read_tuning(bundle: Bundle, threads: int) -> tuple[Tuning | None, str | None]:
+    """What was found for this bundle on this machine, and what a user should know of it.
+
+    Returns:
+        The tuning, None if there is none or it was made elsewhere; and then a line that says why, if there is a file.
+    """
+    file = bundle.path / FILE
+    if not file.is_file():
+        return None, None
+    again = f"run: seqrt tune {bundle.path}"
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_BYTES}")
+        raw = json.loads(file.read_bytes())
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise ValueError(f"{file} has not schema {SCHEMA}")
+        tuning: Tuning = parse(Tuning, raw, str(file))
+    except (OSError, ValueError, RecursionError) as error:
+        return None, f"{FILE} is ignored: {' '.join(str(error).split())}; {again}"
+    made, here = dataclasses.asdict(tuning.machine), dataclasses.asdict(Machine.here(bundle, threads))
+    differs = [f"{name} {made[name]!r:.40}, here {here[name]!r:.40}" for name in made if made[name] != here[name]]
+    if differs:
+        return None, f"{FILE} is ignored, it was made with {'; '.join(differs)}; {again}"
+    return tuning, None

@@ -1,0 +1,130 @@
+"""`seqrt tune`: the fastest tree of each drafter on this machine, from measured costs and measured acceptance."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, command
+from seqrt.cli.console import emit, note, print_table, status
+from seqrt.cli.session import drafted, open_model, prompts_of
+from seqrt.errors import RequestError
+from seqrt.runtime.options import DYNAMIC, Options
+
+if TYPE_CHECKING:
+    from seqrt.runtime.tuned import Choice, Tuning
+
+_OPTIONS: Final = ("tree", "corpus", "memory", "max_rows", "max_new_tokens", "ignore_eos", "raw")
+_SHOWN_RANKS: Final = 4
+_SHOWN_DEPTH: Final = 6
+_FORMATS: Final = (".svg", ".png", ".pdf")
+
+
+@command(
+    "seqrt tune smollm2 --budget-seconds 120 --plot tuning.svg",
+    without=tuple(field.name for field in dataclasses.fields(Options) if field.name not in _OPTIONS),
+    defaults={"max_new_tokens": 64},
+)
+def tune(
+    bundle: BundlePath,
+    options: Options,
+    prompts: PromptFile = None,
+    draft: Drafts = None,
+    budget_seconds: Annotated[float, typer.Option(help="About what it may take.")] = 120.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves: .svg, .png or .pdf.", show_default=False)] = None,
+    backend: Backend = "cpu",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest tree of each drafter on this machine, and keep it in the bundle.
+
+    Measures what a step costs by its rows, and what each drafter gets right on prompts; replays the answers with
+    trees of every size; and measures the best of each. run, chat and profile then start from these costs and, with
+    --no-adaptive, verify the chosen trees. A quantised bundle is tuned for chains, which change no text, unless
+    --tree dynamic allows branches.
+    """
+    from seqrt.runtime.drafters.build import for_draft
+    from seqrt.runtime.tune import tune as find
+
+    if not 0 < budget_seconds < float("inf"):
+        raise RequestError(f"--budget-seconds is {budget_seconds}; give a number above 0")
+    if options.tree not in (None, DYNAMIC):
+        raise RequestError(f"--tree is {options.tree!r:.60}; give dynamic, or leave it out: finding trees is the aim")
+    _check_plot(plot)
+    asked = prompts_of(prompts)
+    model = open_model(bundle, backend, threads)
+    model.tuning = model.tuning_note = None  # what was found before must not steer what is measured now
+    wanted = [one for one in drafted(model, draft, options) if one.draft != "none"]
+    if not wanted:
+        raise RequestError("--draft none leaves nothing to tune; name a drafter")
+    if model.bundle.manifest.quantization == "none":
+        wanted = [for_draft(dataclasses.replace(one, tree=DYNAMIC), one.draft) for one in wanted]
+    with status() as show:
+        tuning = find(model, asked, wanted, threads, budget_seconds, show)
+    file = tuning.save(model.bundle)
+    if plot is not None:
+        from seqrt.cli.tune_plot import draw
+
+        draw(tuning, plot)
+    if as_json:
+        emit(dataclasses.asdict(tuning))
+        return
+    _print(tuning)
+    if tuning.prompts < len(asked):
+        note(f"{tuning.prompts} of {len(asked)} prompts fitted into --budget-seconds {budget_seconds:g}")
+    note(f"written to {file}; run, chat and profile use it on this machine")
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Raises RequestError before anything is measured."""
+    if plot is None:
+        return
+    import importlib.util
+
+    if plot.suffix not in _FORMATS:
+        raise RequestError(f"--plot {plot} is of no known format; give a name that ends in {', '.join(_FORMATS)}")
+    if not plot.absolute().parent.is_dir():
+        raise RequestError(f"--plot {plot} is in no folder that exists; make {plot.parent} first")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("--plot needs matplotlib; run: pip install 'seqrt[plot]'")
+
+
+def _print(tuning: "Tuning") -> None:
+    base = tuning.step_ms[0]
+    print_table(
+        ("rows", "step ms", "of plain"),
+        [(str(rows), f"{ms:.2f}", f"{ms / base:.2f}") for rows, ms in zip(tuning.rows, tuning.step_ms, strict=True)],
+    )
+    print_table(
+        ("draft", "depth", *(f"rank {rank}" for rank in range(_SHOWN_RANKS))),
+        [
+            (choice.draft, str(depth), *(f"{rate:.3f}" for rate in row[:_SHOWN_RANKS]))
+            for choice in tuning.choices
+            for depth, row in enumerate(choice.acceptance[:_SHOWN_DEPTH], start=1)
+        ],
+    )
+    plain = tuning.plain_tokens_per_second
+    print_table(
+        ("draft", "rows", "tok/step", "draft ms", "predicted tok/s", "speed-up", "measured tok/s", "off by"),
+        [
+            ("none", "1", "1.00", "", *_speeds(plain, plain, tuning.measured_plain_tokens_per_second)),
+            *(_row(choice, plain) for choice in tuning.choices),
+        ],
+    )
+    for choice in tuning.choices:
+        if choice.tree is not None:
+            print(f"{choice.draft}: --tree {choice.tree if choice.tree == DYNAMIC else repr(choice.tree)}")
+    best = max(tuning.choices, key=lambda choice: choice.tokens_per_second)
+    print(f"fastest: --draft {best.draft if best.rows > 1 else 'none'}")
+
+
+def _row(choice: "Choice", plain: float) -> tuple[str, ...]:
+    draft_ms = f"{choice.draft_ms:.2f}" if choice.rows > 1 else ""
+    speeds = _speeds(choice.tokens_per_second, plain, choice.measured_tokens_per_second)
+    return (choice.draft, str(choice.rows), f"{choice.tokens_per_step:.2f}", draft_ms, *speeds)
+
+
+def _speeds(predicted: float, plain: float, measured: float | None) -> tuple[str, str, str, str]:
+    shown = ("", "") if measured is None else (f"{measured:.1f}", f"{predicted / measured - 1:+.1%}")
+    return (f"{predicted:.1f}", f"{predicted / plain:.2f}x", *shown)
