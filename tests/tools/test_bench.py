@@ -30,7 +30,9 @@ def test_host_work_is_measured_on_whole_trees(
 ) -> None:
     monkeypatch.setattr(host, "STEPS", 20)
     host.main()
-    assert "64 nodes" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line[:16].strip() for line in lines] == ["medusa", "medusa, dynamic", "hydra", "recycling"]
+    assert all(line.endswith("  64 nodes") for line in lines)
 
 
 def test_tasks_count_mismatches_and_ties_apart() -> None:

@@ -2,20 +2,22 @@
 
     python -m tools.bench.host
 
-Runs the real loop over engines that compute nothing, with the shapes of SmolLM2-135M and the 64-node Medusa tree, whole
-at every step, so that all that is measured is numpy and Python: filling the tree, handing over inputs, judging drafts,
+Runs the real loop over engines that compute nothing, with the shapes of SmolLM2-135M and trees of 64 nodes, whole at
+every step, so that all that is measured is numpy and Python: filling the tree, handing over inputs, judging drafts,
 compaction bookkeeping and the drafter's learning.
 """
 
 import itertools
 from collections.abc import Mapping
-from time import perf_counter
 
 import numpy as np
 from tools.bench.function_engine import FunctionEngine
 
 from seqrt.runtime.decoder import Decoder
+from seqrt.runtime.drafters import Drafter
+from seqrt.runtime.drafters.hydra import HydraDrafter
 from seqrt.runtime.drafters.medusa import MedusaDrafter
+from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Array, TensorInfo
 from seqrt.runtime.generate import STAGES, Loop
 from seqrt.runtime.pacing import Pacer
@@ -52,37 +54,52 @@ def _decoder() -> Decoder:
     return Decoder(FunctionEngine(model, inputs, outputs), lambda: compaction, 1 << 20)
 
 
-def _drafter() -> MedusaDrafter:
-    rng = np.random.default_rng(1)
-    guesses = rng.integers(0, 1000, (HEADS, TOP))
-    shares = np.sort(rng.dirichlet(np.ones(TOP), HEADS).astype(np.float32))[:, ::-1]
+def _heads(num_heads: int, num_inputs: Mapping[str, tuple[int | str, ...]]) -> FunctionEngine:
+    """Heads that guess the same whatever they are given; `[P, k]` where they are given P paths."""
+    rng = np.random.default_rng(num_heads)
+    guesses = rng.integers(0, 1000, (num_heads, TOP))
+    logs = np.log(np.sort(rng.dirichlet(np.ones(TOP), num_heads).astype(np.float32))[:, ::-1])
 
     def heads(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        outputs["token_ids"][:], outputs["log_probabilities"][:] = guesses, np.log(shares)
+        outputs["token_ids"][:], outputs["log_probabilities"][:] = guesses, logs
 
-    info = {"token_ids": TensorInfo(INT, (HEADS, TOP)), "log_probabilities": TensorInfo(FLOAT, (HEADS, TOP))}
-    engine = FunctionEngine(heads, {"hidden": TensorInfo(FLOAT, (1, HIDDEN))}, info)
-    return MedusaDrafter(engine, Template.named("mc_sim_7b_63"))
+    info = {"token_ids": TensorInfo(INT, (num_heads, TOP)), "log_probabilities": TensorInfo(FLOAT, (num_heads, TOP))}
+    kinds = {name: TensorInfo(INT if name == "path" else FLOAT, shape) for name, shape in num_inputs.items()}
+    return FunctionEngine(heads, kinds, info)
+
+
+def _drafters() -> dict[str, Drafter]:
+    """Each over the tree of 63 drafts that Medusa's authors published, or the first 63 of its own."""
+    template, state = Template.named("mc_sim_7b_63"), (1, HIDDEN)
+    recycling = RecyclingDrafter(VOCABULARY, Template.named("token_recycling"))
+    rng = np.random.default_rng(2)
+    recycling.matrix[:-1] = rng.integers(0, VOCABULARY, (VOCABULARY, RANKS))
+    hydra = [_heads(1, {"state": state, "path": ("P", depth + 1)}) for depth in range(HEADS)]
+    return {
+        "medusa": MedusaDrafter(_heads(HEADS, {"hidden": state}), template),
+        "medusa, dynamic": MedusaDrafter(_heads(HEADS, {"hidden": state}), Template.dynamic(HEADS, TOP, 64)),
+        "hydra": HydraDrafter(hydra, template),
+        "recycling": recycling,
+    }
 
 
 def main() -> None:
     """Prints the median of each stage in microseconds."""
-    sampler = Sampler(Sampling(), VOCABULARY)
-    loop = Loop(
-        decoder=_decoder(),
-        full_logits=lambda hidden: np.zeros((len(hidden), VOCABULARY), np.float32),
-        sampler=sampler,
-        verifier=Verifier(None, sampler),
-        drafter=_drafter(),
-        pacer=Pacer(64, adaptive=False),
-    )
-    start = perf_counter()
-    for _ in itertools.islice(loop.run(range(32)), STEPS):
-        pass
-    total = (perf_counter() - start) / STEPS
-    stages = np.median(np.array(loop.trace.stage_seconds), axis=0) * 1e6
-    print("  ".join(f"{name} {value:.0f}" for name, value in zip(STAGES, stages, strict=True)), "us (medians)")
-    print(f"median step {stages.sum():.0f} us, mean in all {total * 1e6:.0f} us, {loop.trace.rows[-1]} nodes")
+    print(f"{'':16}", *(f"{stage:>8}" for stage in (*STAGES, "all")), "us (medians)")
+    for name, drafter in _drafters().items():
+        sampler = Sampler(Sampling(), VOCABULARY)
+        loop = Loop(
+            decoder=_decoder(),
+            full_logits=lambda hidden: np.zeros((len(hidden), VOCABULARY), np.float32),
+            sampler=sampler,
+            verifier=Verifier(None, sampler),
+            drafter=drafter,
+            pacer=Pacer(64, adaptive=False),
+        )
+        for _ in itertools.islice(loop.run(range(32)), STEPS):
+            pass
+        stages = np.median(np.array(loop.trace.stage_seconds), axis=0) * 1e6
+        print(f"{name:16}", *(f"{value:8.0f}" for value in (*stages, stages.sum())), f"  {max(loop.trace.rows)} nodes")
 
 
 if __name__ == "__main__":
