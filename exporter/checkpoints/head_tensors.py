@@ -1,4 +1,8 @@
-"""The tensors of published draft heads: a directory, a file, or a part of a full model; nothing of them executed."""
+"""The tensors of published draft heads: a directory, a file, or a part of a full model; nothing of them executed.
+
+A matrix `[out, in]` may be stored as int8, `NAME`, with a scale for each block of inputs, `NAME_scale` `[out, blocks]`:
+half the size, and read as one float tensor.
+"""
 
 import pickle
 import re
@@ -18,6 +22,7 @@ Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
 
 TOKEN_MAP: Final = "token_map"
+SCALE: Final = "_scale"
 _FILES: Final = (
     "medusa_lm_head.safetensors",
     "medusa_lm_head.pt",
@@ -112,16 +117,29 @@ def open_heads(path: Path) -> HeadTensors:
         raise CheckpointError(f"{path} does not exist; pass a directory with draft heads, or their file")
     if file.suffix in (".pt", ".bin"):
         tensors = _unpickle(file)
-        names = _strip(tensors)
-        return HeadTensors(
-            path,
-            {name: tuple(tensors[key].shape) for name, key in names.items()},
-            lambda name: tensors[names[name]],
-        )
+        return _named(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__)
     store = Safetensors.of_directory(path) if file.is_dir() else Safetensors([file])
-    names = _strip(store.entries)
-    shapes = {name: store.entries[key].shape for name, key in names.items()}
-    return HeadTensors(path, shapes, lambda name: store.read(names[name]))
+    return _named(path, {key: entry.shape for key, entry in store.entries.items()}, store.read)
+
+
+def _named(path: Path, shapes: Mapping[str, Shape], read: Callable[[str], torch.Tensor]) -> HeadTensors:
+    """Tensors under their names without prefix, those in int8 with their scales."""
+    keys = _strip(shapes)
+    scales = {name: f"{name}{SCALE}" for name in keys if f"{name}{SCALE}" in keys}
+
+    def scaled(name: str) -> torch.Tensor:
+        if name not in scales:
+            return read(keys[name])
+        codes, scale = read(keys[name]), read(keys[scales[name]])
+        blocks = scale.shape[1] if scale.ndim == codes.ndim == 2 and len(scale) == len(codes) else 0
+        if not blocks or codes.shape[1] % blocks:
+            raise CheckpointError(
+                f"{path} has {list(scale.shape)} scales for {name}, which is {list(codes.shape)}; make it again"
+            )
+        return (codes.float().reshape(*scale.shape, -1) * scale.float()[:, :, None]).reshape(codes.shape)
+
+    kept = {name: shapes[key] for name, key in keys.items() if name not in scales.values()}
+    return HeadTensors(path, kept, scaled)
 
 
 def _strip(keys: Sequence[str] | Mapping[str, object]) -> dict[str, str]:

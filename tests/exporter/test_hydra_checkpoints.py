@@ -157,3 +157,21 @@ def test_incomplete_heads(tmp_path: Path, changes: dict[str, torch.Tensor | None
     with pytest.raises(CheckpointError, match=message) as caught:
         read(write(tmp_path / "heads", tensors))
     assert "\n" not in str(caught.value)
+
+
+def test_matrices_may_be_int8_with_scales(tmp_path: Path) -> None:
+    tensors = official("mlp", 1)
+    name = "hydra_mlp.1.0.linear.weight"
+    scale = torch.rand(HIDDEN, 6)
+    codes = torch.randint(-127, 128, tensors[name].shape, dtype=torch.int8)
+    stored = tensors | {name: codes, f"{name}_scale": scale}
+    expected = np.array([[codes[i, j] * scale[i, j // 4] for j in range(24)] for i in range(HIDDEN)])
+    for file in ("hydra_lm_head.pt", "hydra_lm_head.safetensors"):
+        found = read(write(tmp_path / file, {key: value.clone() for key, value in stored.items()}, file))
+        np.testing.assert_allclose(found.first[1][0].weight, expected, rtol=1e-6)
+        np.testing.assert_array_equal(found.first[0][0].weight, tensors["hydra_mlp.0.0.linear.weight"])
+    for wrong in (torch.rand(HIDDEN), torch.rand(HIDDEN, 5), torch.rand(HIDDEN - 1, 6), torch.rand(HIDDEN, 0)):
+        with pytest.raises(
+            CheckpointError, match=r"scales for hydra_mlp.1.0.linear.weight, which is \[8, 24\]; make it again"
+        ):
+            read(write(tmp_path / "wrong", stored | {f"{name}_scale": wrong}))

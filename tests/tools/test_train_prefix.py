@@ -130,7 +130,10 @@ def test_a_heads_loss_sees_the_answer_alone(base: Llama, group: list[Answer], tm
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_exporter_reads_what_is_shipped(base: Llama, group: list[Answer], start: Trained, tmp_path: Path) -> None:
+def test_the_exporter_reads_what_is_shipped(
+    base: Llama, group: list[Answer], start: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "BLOCK", 8)
     heads = fresh(base)
     torch.nn.init.normal_(heads.layer.layers[0].mlp.down_proj.weight)
     trained = replace(start, heads=heads)
@@ -141,6 +144,6 @@ def test_the_exporter_reads_what_is_shipped(base: Llama, group: list[Answer], st
     assert weights.prefix is not None
     stored = load_file(tmp_path / "zoo" / "model.safetensors")
     down = heads.layer.layers[0].mlp.down_proj.weight.detach()
-    torch.testing.assert_close(torch.from_numpy(weights.prefix["layer.mlp.down.weight"]), down, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(weights.prefix["layer.mlp.down.weight"]), down, atol=2e-2, rtol=0)
     assert not any("embed_tokens" in name for name in stored)
     assert zoo.TREE_NODES == 64

@@ -26,7 +26,16 @@ from tools.train import features, prefix, zoo
 from tools.train.answers import Answer, read_answers
 from tools.train.base import Llama, load_base
 from tools.train.features import Rows
-from tools.train.heads import KINDS, Heads, PrefixHydraHeads, draft_labels, draft_vocabulary, loss, rank_accuracy
+from tools.train.heads import (
+    KINDS,
+    Heads,
+    HydraHeads,
+    PrefixHydraHeads,
+    draft_labels,
+    draft_vocabulary,
+    loss,
+    rank_accuracy,
+)
 from tools.train.optimise import Optimisation
 from tools.train.recipe import Recipe, Trained
 from torch import Tensor
@@ -127,7 +136,8 @@ def ship(out: Path, model: Llama, base_name: str, trained: Trained, measures: Se
         "base_model": base_name,
         "training": {**asdict(recipe), **counts},
     }
-    zoo.write_heads(out, trained.heads.tensors(), trained.token_map, config)
+    is_large = isinstance(trained.heads, HydraHeads)
+    zoo.write_heads(out, trained.heads.tensors(), trained.token_map, config, int8=is_large)
     return zoo.tables(measures, zoo.write_tree(out, measures[0].accuracy))
 
 

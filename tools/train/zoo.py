@@ -12,7 +12,11 @@ from safetensors.torch import save_file
 from tools.train import tree
 from torch import Tensor
 
+from seqrt.exporter.checkpoints.head_tensors import SCALE
+
 TREE_NODES = 64
+BLOCK = 32
+"""Inputs that share a scale in int8."""
 SIZES = (2, 3, 4, 8, 16, 32, 64)
 """Tree sizes whose yield the card states, the root included."""
 
@@ -34,18 +38,35 @@ class Measure:
     coverage: float
 
 
-def write_heads(folder: Path, weights: Mapping[str, Tensor], token_map: Tensor, config: Mapping[str, object]) -> None:
-    """Write ``model.safetensors`` (float16) and ``config.json``.
+def write_heads(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    token_map: Tensor,
+    config: Mapping[str, object],
+    *,
+    int8: bool = False,
+) -> None:
+    """Write ``model.safetensors`` and ``config.json``.
 
     Args:
         folder: Made if missing.
         weights: Tensors under the names that they are published with.
         token_map: Token ids of the draft vocabulary.
         config: Contents of the configuration file.
+        int8: Store matrices as int8 with a scale for each block of inputs; else they are float16, as all else is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"token_map": token_map}
-    tensors |= {name: tensor.to(torch.float16).contiguous() for name, tensor in weights.items()}
+    for name, tensor in weights.items():
+        if int8 and tensor.ndim == 2:
+            blocks = tensor.reshape(len(tensor), -1, BLOCK)
+            scale = (blocks.abs().amax(2) / 127).clamp(min=1e-7).to(torch.float16)
+            tensors[name] = (
+                (blocks / scale[:, :, None].float()).round().clamp(-127, 127).to(torch.int8).view(tensor.shape)
+            )
+            tensors[f"{name}{SCALE}"] = scale
+        else:
+            tensors[name] = tensor.to(torch.float16).contiguous()
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
