@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from seqrt.errors import BundleError
+from seqrt.runtime.files import write_whole
 from seqrt.runtime.records import parse
 
 SCHEMA: Final = 1
@@ -120,6 +121,11 @@ class Manifest:
     files: Mapping[str, FileInfo] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether products are computed in float, so that the shape of a tree makes no difference that counts."""
+        return self.quantization == "none"
+
     def to_json(self) -> str:
         """The text of `seqrt.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -204,12 +210,9 @@ def record_quality(path: Path, quality: Quality) -> None:
         BundleError: it is not a bundle, or cannot be written.
     """
     manifest = dataclasses.replace(_read_manifest(path), quality=quality)
-    new = path / f".{MANIFEST}.new"
     try:
-        new.write_text(manifest.to_json(), encoding="utf-8")
-        new.replace(path / MANIFEST)
+        write_whole(path / MANIFEST, lambda new: new.write_text(manifest.to_json(), encoding="utf-8"))
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise BundleError(f"cannot write {path / MANIFEST}: {error.strerror}; free some space") from error
 
 

@@ -15,13 +15,13 @@ from seqrt.runtime.drafters import Drafter, Learner
 from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, ready_names
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.generate import Loop
-from seqrt.runtime.options import MAX_ROWS, Options
+from seqrt.runtime.options import Options
 from seqrt.runtime.pacing import Pacer
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
 from seqrt.runtime.stream import Generation, Stream
-from seqrt.runtime.tuned import Choice, Tuning, read_tuning
+from seqrt.runtime.tuned import Plan, Tuning, read_tuning
 from seqrt.runtime.verification import Verifier
 
 if TYPE_CHECKING:
@@ -168,11 +168,16 @@ class Model:
         Raises:
             RequestError: there is no such drafter, or it cannot serve them.
         """
-        key = (options.draft, options.tree, options.corpus, options.memory, options.adaptive)
+        tree = self.plan(options).tree
+        key = (options.draft, tree, options.corpus, options.memory)
         if key not in self._drafters:
-            supplies = Supplies(self.bundle, self._engines, self.encode, options, self._tuned(options))
-            self._drafters[key] = make_drafter(supplies)
+            self._drafters[key] = make_drafter(Supplies(self.bundle, self._engines, self.encode, options, tree))
         return self._drafters[key]
+
+    def plan(self, options: Options) -> Plan:
+        """The tree and the most nodes of a step that a request drafts with: what it says, else what was tuned."""
+        choice = None if self.tuning is None else self.tuning.choice(options.draft)
+        return Plan.of(options, choice, exact=self.bundle.manifest.is_exact)
 
     def save_memory(self, options: Options) -> None:
         """Writes what the drafter learnt to the file `options.memory`, if there is one.
@@ -183,10 +188,16 @@ class Model:
         if options.memory is not None and isinstance(drafter := self.drafter(options), Learner):
             drafter.save(Path(options.memory))
 
-    def forget(self) -> None:
-        """Empties the cache: the next answer computes its whole prompt, as the first one did."""
+    def forget(self, *, learnt: bool = False) -> None:
+        """Empties the cache: the next answer computes its whole prompt, as the first one did.
+
+        Args:
+            learnt: drafters that learn from answer to answer begin anew too, with what `--memory` holds.
+        """
         self._cached = []
         self._decoder.reset()
+        if learnt:
+            self._drafters = {key: each for key, each in self._drafters.items() if not isinstance(each, Learner)}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer itself adds."""
@@ -270,18 +281,12 @@ class Model:
         engine.run()
         return logits
 
-    def _tuned(self, options: Options) -> Choice | None:
-        return None if self.tuning is None else self.tuning.choice(options.draft)
-
     def _pacer(self, options: Options) -> Pacer:
-        most = options.max_rows
-        if most is None:
-            tuned = self._tuned(options)
-            most = MAX_ROWS if tuned is None or options.adaptive or options.tree is not None else tuned.rows
-        key = (options.draft, options.tree, most, options.adaptive)
+        plan = self.plan(options)
+        key = (options.draft, plan.tree, plan.rows, options.adaptive)
         if key not in self._pacers:
             relative = () if self.tuning is None else self.tuning.relative
-            self._pacers[key] = Pacer(most, options.adaptive, self._row_seconds, relative)
+            self._pacers[key] = Pacer(plan.rows, options.adaptive, self._row_seconds, relative)
         return self._pacers[key]
 
     def _chat_template(self, source: str) -> ChatTemplate:

@@ -114,6 +114,7 @@ def measure(
     for options in wanted:
         _play(model, prompts[0], options)
     for _ in range(repeat):
+        model.forget(learnt=True)  # else a drafter would know the answers
         for prompt in prompts:
             for options, measurement in zip(wanted, found, strict=True):
                 for generation, setup_seconds in _play(model, prompt, options):

@@ -167,12 +167,13 @@ class Template:
 
     @classmethod
     def dynamic(cls, num_heads: int, num_ranks: int, num_nodes: int) -> Template:
-        """All nodes that can be among the `num_nodes` most probable, whatever the heads say.
+        """All nodes that can be among the `num_nodes` most probable, whatever the heads say of their ranks.
 
         A node that takes ranks r1, r2, ... is no more probable than any of the prod(ri + 1) nodes of its depth with
         ranks no higher, nor than these nodes' ancestors, so it needs no place when they are too many. Choosing the most
         probable nodes of this template is best-first construction (the heap of DySpec, arXiv 2410.11744), in numpy and
-        with the topology computed once.
+        with the topology computed once. Heads that read the path (Hydra) may give a worse rank likelier children; the
+        template then holds most of the best nodes, not surely all.
         """
         return _dynamic(num_heads, num_ranks, num_nodes)
 

@@ -4,12 +4,14 @@ Prompts are answered without drafting. At every token each drafter is asked what
 number of rows is timed on the side. As the answer is known afterwards, decoding it with any tree can be replayed: where
 its drafts match what follows, the step gets that far. Replays are exact for drafters that look at the text alone.
 
-The best static tree of n nodes is the n most often right paths (a path is right no more often than its parent, so they
-are a tree), which is Medusa's greedy construction (arXiv 2401.10774, section 2.3.3) on counts instead of products of
-accuracies. A dynamic tree is the n nodes that the drafter itself puts first. Of all, the one with the most tokens a
-second by replay and costs is chosen, as Sequoia does for its trees (arXiv 2402.12374, section 4.3).
+The best static tree of n nodes is the n most often right paths, a path counting as often as any that takes worse
+ranks: where a candidate is in the tree, so are the better ones. This is Medusa's greedy construction (arXiv 2401.10774,
+section 2.3.3) on counts instead of products of accuracies. A dynamic tree is the n nodes that the drafter itself puts
+first. Of all, the one with the most tokens a second by replay and costs is chosen, as Sequoia does for its trees (arXiv
+2402.12374, section 4.3).
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from seqrt.errors import RequestError
 from seqrt.runtime.conversation import play
 from seqrt.runtime.decoder import Decoder, StepOutput
 from seqrt.runtime.drafters import Drafter, Proposal
@@ -78,6 +81,7 @@ class Recording:
         draft: by drafter and nodes, seconds of proposals.
         rest: seconds of a step beside the two.
         prompts: conversations answered.
+        turns: steps timed.
     """
 
     answers: dict[str, list[list[Place]]]
@@ -85,6 +89,7 @@ class Recording:
     draft: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     rest: list[float] = field(default_factory=list)
     prompts: int = 0
+    turns: int = 0
 
 
 class _Probe:
@@ -97,15 +102,14 @@ class _Probe:
         self.drafters, self.decoder, self.recording = drafters, decoder, recording
         self.sizes = [rows for rows in ROWS if rows <= most_rows]
         self.proposals: dict[str, list[Tree]] = {name: [] for name in drafters}
-        self._turn = 0
 
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         for drafter in self.drafters.values():
             drafter.begin(tokens, output)
 
     def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
-        size = self.sizes[self._turn % len(self.sizes)]
-        self._turn += 1
+        size = self.sizes[self.recording.turns % len(self.sizes)]
+        self.recording.turns += 1
         for name, drafter in self.drafters.items():
             if size > 1:
                 start = perf_counter()
@@ -152,7 +156,7 @@ def _keep(found: Recording, probe: _Probe, answer: Generation) -> None:
     for name, trees in probe.proposals.items():
         places = [Place.of(tree, tokens[place + 1 :]) for place, tree in enumerate(trees[: len(tokens) - 1])]
         found.answers[name].append(places)
-    found.rest += [accept + commit for _, _, accept, commit in answer.trace.stage_seconds]
+    found.rest += [accept for _, _, accept, _ in answer.trace.stage_seconds]
 
 
 def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None]) -> Choice:
@@ -166,9 +170,7 @@ def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None
     """
     answers = found.answers[name]
     draft = _draft_costs(found.draft[name], len(costs))
-    counts = Counter(place.paths[node] for places in answers for place in places for node in place.right)
-    # A path counts no more often than its parent; among equals the parent is shorter.
-    ranked = sorted(counts, key=lambda path: (-counts[path], len(path), path))
+    ranked = _ranked(answers, len(costs) - 1)
     best: tuple[float, float, int, str | None] = (*replay(answers, 1, None, costs, draft), 1, None)
     for kind in trees:
         for rows in range(2, len(costs) + 1):
@@ -187,8 +189,19 @@ def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None
         draft_ms=round(1e3 * float(draft[rows - 1]), 4),
         acceptance=_acceptance(answers),
         tokens_per_step=round(per_step, 4),
-        tokens_per_second=round(speed, 3),
+        tokens_per_second=round(float(speed), 3),
     )
+
+
+def _ranked(answers: Sequence[Sequence[Place]], most: int) -> list[Path]:
+    """Paths from the one right most often, each behind its parent and all that take better ranks."""
+    counts = Counter(place.paths[node] for places in answers for place in places for node in place.right)
+    worth = Counter[Path]()
+    for path, count in counts.most_common(most):
+        for better in itertools.product(*(range(rank + 1) for rank in path)):
+            for depth in range(1, len(path) + 1):
+                worth[better[:depth]] = max(worth[better[:depth]], count)
+    return sorted(worth, key=lambda path: (-worth[path], len(path), path))
 
 
 def replay(
@@ -208,11 +221,10 @@ def replay(
         at = 0
         while at < len(places):
             place = places[at]
+            nodes = min(rows - 1, len(place.paths))
             if paths is None:
-                nodes = min(rows - 1, len(place.paths))
                 depth = sum(node < rows - 1 for node in place.right)
             else:
-                nodes = sum(path in paths for path in place.paths)
                 depth = sum(place.paths[node] in paths for node in place.right)
             seconds += costs[nodes] + (draft[rows - 1] if rows > 1 else 0.0)
             at += 1 + depth
@@ -238,11 +250,16 @@ def tune(
         threads: the model's.
         budget_seconds: about what recording and measuring may take together.
         advance: told what is being done.
+
+    Raises:
+        RequestError: no answer is longer than a token.
     """
     start = perf_counter()
     advance("recording")
     found = record(model, prompts, wanted, start + 0.6 * budget_seconds)
     sizes = [rows for rows in ROWS if found.step[rows]]
+    if not sizes:
+        raise RequestError("the answers to these prompts end at once; give others with --prompts, or longer ones")
     step = [float(np.median(found.step[rows])) for rows in sizes]
     rest = float(np.median(found.rest)) if found.rest else 0.0
     costs = np.interp(np.arange(1, sizes[-1] + 1), sizes, step) + rest
@@ -278,8 +295,10 @@ def _measured(
     every = [plain(wanted[0]), *(chosen(options, choice) for options, choice in pairs if choice.rows > 1)]
     found = measure(model, prompts, every, enough=lambda: perf_counter() > deadline)
     speeds = {one.draft: round(one.tokens_per_second, 3) for one in found}
-    choices = [replace(choice, measured_tokens_per_second=speeds.get(choice.draft)) for choice in tuning.choices]
-    return replace(tuning, choices=tuple(choices), measured_plain_tokens_per_second=speeds[NO_DRAFT])
+    choices = [
+        replace(choice, measured_tokens_per_second=speeds.get(choice.draft) or None) for choice in tuning.choices
+    ]
+    return replace(tuning, choices=tuple(choices), measured_plain_tokens_per_second=speeds[NO_DRAFT] or None)
 
 
 def plain(options: Options) -> Options:

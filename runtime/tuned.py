@@ -11,7 +11,9 @@ import numpy as np
 
 from seqrt.errors import BundleError
 from seqrt.runtime.bundle import Bundle
+from seqrt.runtime.files import write_whole
 from seqrt.runtime.machine import cpu_model, version
+from seqrt.runtime.options import DYNAMIC, MAX_ROWS, Options
 from seqrt.runtime.records import parse
 
 SCHEMA: Final = 1
@@ -57,7 +59,7 @@ class Choice:
         acceptance: by depth and rank: how often that candidate was the right one where its parent was.
         tokens_per_step: predicted from the recorded proposals.
         tokens_per_second: predicted from these and the costs.
-        measured_tokens_per_second: with this choice afterwards; None if there was no time for it.
+        measured_tokens_per_second: with this choice afterwards; None where drafting does not pay.
     """
 
     draft: str
@@ -68,6 +70,36 @@ class Choice:
     tokens_per_step: float
     tokens_per_second: float
     measured_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tree that a request drafts with, None for the drafter's own, and the most nodes of a step."""
+
+    tree: str | None
+    rows: int
+
+    @classmethod
+    def of(cls, options: Options, choice: Choice | None, *, exact: bool) -> "Plan":
+        """What options and tuning come to: options first.
+
+        Where the loop adapts, it cuts trees to what pays at each step, so that only the kind of tree is taken over.
+
+        Args:
+            options: of the request.
+            choice: what was found for its drafter.
+            exact: whether products are computed in float; else a branching tree may change the text, and is not taken
+                unless the request asks for it.
+        """
+        rows = options.max_rows or MAX_ROWS
+        if choice is None or options.tree is not None:
+            return cls(options.tree, rows)
+        is_chain = choice.tree is None or set(choice.tree) <= {"0", " "}
+        if not exact and not is_chain:
+            return cls(None, rows)
+        if options.adaptive:
+            return cls(DYNAMIC if choice.tree == DYNAMIC else None, rows)
+        return cls(choice.tree, options.max_rows or choice.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +146,9 @@ class Tuning:
         Raises:
             BundleError: the file cannot be written.
         """
-        file = bundle.path / FILE
-        partial = bundle.path / f".{FILE}.part"
+        file, text = bundle.path / FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         try:
-            partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-            partial.replace(file)
+            write_whole(file, lambda new: new.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise BundleError(f"cannot write {file}: {error.strerror}; copy the bundle elsewhere") from error
         return file

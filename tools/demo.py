@@ -74,7 +74,7 @@ def measure(model: Model, prompt: str, max_new_tokens: int, repeats: int) -> dic
     runs: dict[str, list[Generation]] = {draft: [] for draft in model.ready_drafts}
     for _ in range(repeats):
         for draft, done in runs.items():
-            model.forget()
+            model.forget(learnt=True)
             done.append(model.generate(prompt, draft=draft, max_new_tokens=max_new_tokens))
     return runs
 

@@ -1,7 +1,7 @@
 """Drafters by name: those that need nothing but text, and those of the draft heads in a bundle."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,11 +17,9 @@ from seqrt.runtime.drafters.lookup import LookupDrafter
 from seqrt.runtime.drafters.medusa import MedusaDrafter
 from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Engine
-from seqrt.runtime.options import DYNAMIC, NO_DRAFT, Options
+from seqrt.runtime.options import DYNAMIC, MAX_ROWS, NO_DRAFT, Options
 from seqrt.runtime.tree import Template
-from seqrt.runtime.tuned import Choice
 
-_DYNAMIC_NODES: Final = 64
 _HEADS_TREE: Final = "mc_sim_7b_63"
 _RECYCLING_TREE: Final = "token_recycling"
 
@@ -35,43 +33,31 @@ class Supplies:
         engines: the bundle's graphs by role.
         encode: text to tokens.
         options: of the request.
-        tuned: what was found to be best for this drafter here.
+        tree: what drafts may combine (`Plan.tree`): a named tree, rank paths or "dynamic"; None for the drafter's own.
     """
 
     bundle: Bundle
     engines: Mapping[str, Engine]
     encode: Callable[[str], list[int]]
     options: Options
-    tuned: Choice | None = None
+    tree: str | None
 
     def template(self, own: Template, num_heads: int, num_ranks: int) -> Template:
-        """What drafts of so many levels and ranks may combine: what --tree says, else `own`.
+        """What drafts of so many levels and ranks may combine; whether they can is for the drafter to check.
 
-        Otherwise it is `own`; with quantised weights a chain as deep: its rows have the same bits as plain decoding,
-        those of a branching tree have not, and quantised products make that count (docs/decisions/0006-one-row.md).
-        A tree that `seqrt tune` chose takes its place, whole and alone if the loop is not to cut it.
+        Without a tree it is `own`; with quantised weights a chain as deep: its rows have the same bits as plain
+        decoding, those of a branching tree have not, and quantised products make that count
+        (docs/decisions/0006-one-row.md).
 
         Raises:
-            RequestError: no such tree, or one that is too deep or too wide.
+            RequestError: there is no such tree.
         """
-        tree = self.options.tree
-        if tree is None and self.tuned is not None and (self.tuned.tree == DYNAMIC or not self.options.adaptive):
-            tree = self.tuned.tree
-        if tree is None:
-            return own if self.exact else Template.chain(min(num_heads, own.max_depth))
-        if tree == DYNAMIC:
-            return Template.dynamic(num_heads, num_ranks, _DYNAMIC_NODES)
-        try:
-            template = Template.resolve(tree)
-            template.check(num_heads, num_ranks)
-        except RequestError as error:
-            raise RequestError(f"--tree {tree!r:.60}: {error}") from error
-        return template
-
-    @property
-    def exact(self) -> bool:
-        """Whether products are computed in float, so that the shape of a tree makes no difference that counts."""
-        return self.bundle.manifest.quantization == "none"
+        if self.tree is None:
+            is_exact = self.bundle.manifest.is_exact
+            return own if is_exact else Template.chain(min(num_heads, own.max_depth))
+        if self.tree == DYNAMIC:
+            return Template.dynamic(num_heads, num_ranks, MAX_ROWS)
+        return Template.resolve(self.tree)
 
 
 def _lookup(supplies: Supplies) -> Drafter:
@@ -82,9 +68,8 @@ def _recycling(supplies: Supplies) -> Drafter:
     own = Template.named(_RECYCLING_TREE)
     memory = supplies.options.memory
     template = supplies.template(own, own.max_depth, RANKS)
-    return RecyclingDrafter(
-        supplies.bundle.manifest.model.vocab_size, template, None if memory is None else Path(memory)
-    )
+    vocab_size = supplies.bundle.manifest.model.vocab_size
+    return RecyclingDrafter(vocab_size, template, None if memory is None else Path(memory))
 
 
 def _corpus(supplies: Supplies) -> Drafter:
@@ -99,7 +84,13 @@ def _corpus(supplies: Supplies) -> Drafter:
         raise RequestError(f"--corpus {path} is not UTF-8 text (byte {error.start + 1}); give a text file") from error
     if not text.strip():
         raise RequestError(f"--corpus {path} is empty; give a file with text like the answers that are wanted")
-    return CorpusDrafter(np.array(supplies.encode(text), np.int64), branches=supplies.exact)
+    manifest, tokens = supplies.bundle.manifest, np.array(supplies.encode(text), np.int64)
+    if tokens.max() >= manifest.model.vocab_size:
+        raise RequestError(
+            f"--corpus {path} has token {tokens.max()}, the model's are 0 to {manifest.model.vocab_size - 1};"
+            " leave such special tokens out"
+        )
+    return CorpusDrafter(tokens, branches=manifest.is_exact)
 
 
 def _medusa(supplies: Supplies, head: HeadInfo) -> Drafter:
@@ -118,24 +109,20 @@ def _of_heads(supplies: Supplies, head: HeadInfo) -> Template:
     return supplies.template(own.limited(head.num_heads, head.top_k), head.num_heads, head.top_k)
 
 
-_TRAIN_FREE: Final[Mapping[str, Callable[[Supplies], Drafter]]] = {
-    "lookup": _lookup,
-    "recycling": _recycling,
-    "corpus": _corpus,
+SPECIAL: Final = ("tree", "corpus", "memory")  # options that only some drafters have a use for
+# Drafters that need no heads, with those of SPECIAL that they use. bundle.RESERVED_NAMES keeps heads off these names.
+_TRAIN_FREE: Final[Mapping[str, tuple[Callable[[Supplies], Drafter | None], tuple[str, ...]]]] = {
+    NO_DRAFT: (lambda _: None, ()),
+    "lookup": (_lookup, ()),
+    "recycling": (_recycling, ("tree", "memory")),
+    "corpus": (_corpus, ("corpus",)),
 }
 _OF_HEADS: Final[Mapping[str, Callable[[Supplies, HeadInfo], Drafter]]] = {"medusa": _medusa, "hydra": _hydra}
-SPECIAL: Final = ("tree", "corpus", "memory")  # options that only some drafters have a use for: heads use trees
-_USES: Final[Mapping[str, tuple[str, ...]]] = {
-    NO_DRAFT: (),
-    "lookup": (),
-    "recycling": ("tree", "memory"),
-    "corpus": ("corpus",),
-}
 
 
 def draft_names(bundle: Bundle) -> tuple[str, ...]:
     """What `draft` takes with a bundle."""
-    return (NO_DRAFT, *_TRAIN_FREE, *(head.name for head in bundle.manifest.heads))
+    return (*_TRAIN_FREE, *(head.name for head in bundle.manifest.heads))
 
 
 def ready_names(bundle: Bundle) -> tuple[str, ...]:
@@ -145,8 +132,20 @@ def ready_names(bundle: Bundle) -> tuple[str, ...]:
 
 def for_draft(options: Options, name: str) -> Options:
     """The options for drafter `name`: those that are a matter of other drafters are left out."""
-    unused = {option: None for option in SPECIAL if option not in _USES.get(name, ("tree",))}
+    unused = {option: None for option in SPECIAL if option not in _uses(name)}
     return dataclasses.replace(options, draft=name, **unused)  # type: ignore[arg-type]
+
+
+def check_used(bundle: Bundle, options: Options, names: Sequence[str]) -> None:
+    """Checks that one of the drafters `names` has a use for every option that only some have.
+
+    Raises:
+        RequestError: none has.
+    """
+    for option in SPECIAL:
+        if getattr(options, option) is not None and not any(option in _uses(name) for name in names):
+            users = " or ".join(user for user in draft_names(bundle) if option in _uses(user))
+            raise RequestError(f"--{option} is of no use to --draft {', '.join(names)}; choose --draft {users}")
 
 
 def make_drafter(supplies: Supplies) -> Drafter | None:
@@ -160,17 +159,22 @@ def make_drafter(supplies: Supplies) -> Drafter | None:
     name, names = options.draft, draft_names(bundle)
     if name not in names:
         raise RequestError(f"--draft {name} is not in this bundle; choose one of {', '.join(names)}")
-    usable = for_draft(options, name)
-    for option in SPECIAL:
-        if getattr(usable, option) != getattr(options, option):
-            users = [user for user in names if option in _USES.get(user, ("tree",))]
-            raise RequestError(f"--{option} is of no use to --draft {name}; choose --draft {' or '.join(users)}")
-    head = next((head for head in bundle.manifest.heads if head.name == name), None)
-    if head is None:
-        return None if name == NO_DRAFT else _TRAIN_FREE[name](supplies)
-    if head.kind not in _OF_HEADS:
-        raise BundleError(
-            f"{bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows {', '.join(_OF_HEADS)};"
-            " upgrade seqrt or choose another --draft"
-        )
-    return _OF_HEADS[head.kind](supplies, head)
+    check_used(bundle, options, [name])
+    try:
+        if name in _TRAIN_FREE:
+            return _TRAIN_FREE[name][0](supplies)
+        head = next(head for head in bundle.manifest.heads if head.name == name)
+        if head.kind in _OF_HEADS:
+            return _OF_HEADS[head.kind](supplies, head)
+    except RequestError as error:
+        if options.tree is None or error.names_option:
+            raise
+        raise RequestError(f"--tree {options.tree!r:.60}: {error}") from error
+    raise BundleError(
+        f"{bundle.path} has draft heads {name} of kind {head.kind!r}, this seqrt knows {', '.join(_OF_HEADS)};"
+        " upgrade seqrt or choose another --draft"
+    )
+
+
+def _uses(name: str) -> tuple[str, ...]:
+    return _TRAIN_FREE[name][1] if name in _TRAIN_FREE else ("tree",)

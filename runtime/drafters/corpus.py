@@ -16,7 +16,7 @@ from seqrt.runtime.decoder import StepOutput
 from seqrt.runtime.drafters import Proposal
 from seqrt.runtime.tree import Tree
 
-MAX_NGRAM: Final = 6  # tokens that a match may have; suffixes are sorted by so many and the draft's
+MAX_NGRAM: Final = 6  # tokens that a match may have; places are sorted by so many
 _DEPTH: Final = 8  # tokens that are drafted behind a match
 _SAMPLE: Final = 32  # occurrences that are looked at
 _DECAY: Final = 0.95  # of the running acceptance, per observation

@@ -19,6 +19,7 @@ from seqrt.runtime.engines import Engine
 from seqrt.runtime.tree import Template, Tree
 
 _DECAY: Final = 0.9  # of the running cost of a head
+_FADE: Final = 0.99  # of that, each time the head is left out for it
 _GRAIN: Final = 256  # rows that the prefix layer's cache grows by
 
 Ints = npt.NDArray[np.int64]
@@ -110,6 +111,7 @@ class HydraDrafter:
             some = level.only(probability[level.parents] > least)
             gain = probability[some.parents].sum() * self._trust.hits(head)
             if not gain or gain < rate * self._seconds[head]:
+                self._seconds[head] *= _FADE  # until it is tried again: texts turn, and one call may have been slow
                 break
             ids, given = self._guess(head, tokens[some.paths])
             nodes = some.children
@@ -156,40 +158,45 @@ class PrefixState:
         _, heads, _, width = engine.inputs["past_key"].shape
         self._heads, self._width = int(heads), int(width)
         self._capacity = 0
-        self._tokens: list[int] = []  # whose rows are in the cache or wait
-        self._waiting: list[Floats] = []
+        self._cached: list[int] = []  # tokens whose rows are in the cache
+        self._waiting: list[tuple[list[int], Floats]] = []  # further ones, and their hidden states
         self._state: Floats = np.zeros((1, int(engine.inputs["hidden"].shape[1])), np.float32)
 
     def begin(self, tokens: Sequence[int], hidden: Floats) -> None:
         """A text starts; `hidden` are the rows of its last tokens, those before them were not computed anew.
 
-        Where those are not in this cache, because another drafter answered then, the layer sees the new rows only.
+        Where those are not known here, because another drafter answered then, the layer sees the new rows only.
         """
-        reused = len(tokens) - len(hidden)
-        in_cache = len(self._tokens) - sum(map(len, self._waiting))
-        is_known = reused <= in_cache and self._tokens[:reused] == list(tokens[:reused])
-        self._tokens, self._waiting = list(tokens[:reused]) if is_known else [], []
+        reused, waiting = len(tokens) - len(hidden), self._waiting
+        pending = [token for some, _ in waiting for token in some]
+        is_known = [*self._cached, *pending][:reused] == list(tokens[:reused])
+        missing = reused - len(self._cached)
+        self._waiting = []
+        self._cached = self._cached[:reused] if is_known else []
+        if is_known and missing > 0:
+            self.append(pending[:missing], np.concatenate([rows for _, rows in waiting])[:missing])
         self.append(tokens[reused:], hidden)
 
     def append(self, tokens: Sequence[int], hidden: Floats) -> None:
         """Further rows; they are copied, and computed when the state is asked for."""
-        self._tokens += tokens
-        self._waiting.append(hidden.copy())
+        self._waiting.append((list(tokens), hidden.copy()))
 
     def state(self) -> Floats:
         """State `[1, H]` of the last row."""
         if not self._waiting:
             return self._state
-        rows = np.concatenate(self._waiting)
-        past = len(self._tokens) - len(rows)
-        if len(self._tokens) > self._capacity:
-            self._capacity = -(-len(self._tokens) // _GRAIN) * _GRAIN
+        rows = np.concatenate([hidden for _, hidden in self._waiting])
+        past = len(self._cached)
+        if past + len(rows) > self._capacity:
+            capacity = -(-(past + len(rows)) // _GRAIN) * _GRAIN
             for name in ("key", "value"):
-                self.engine.state(f"past_{name}", f"present_{name}", (1, self._heads, self._capacity, self._width))
+                self.engine.state(f"past_{name}", f"present_{name}", (1, self._heads, capacity, self._width))
+            self._capacity = capacity  # last: an interrupt above leaves caches that the next call binds again
         self.engine.input("hidden", rows.shape)[:] = rows
         self.engine.input("past_len", (1,))[0] = past
         state: Floats = self.engine.output("state", self._state.shape)
         self.engine.run()
+        self._cached += [token for tokens, _ in self._waiting for token in tokens]
         self._waiting, self._state = [], state
         return state
 

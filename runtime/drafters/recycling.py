@@ -14,6 +14,7 @@ import numpy as np
 from seqrt.errors import RequestError
 from seqrt.runtime.decoder import StepOutput
 from seqrt.runtime.drafters import Proposal, most_probable
+from seqrt.runtime.files import write_whole
 from seqrt.runtime.tree import Template, Tree
 
 RANKS: Final = 8  # candidates that are kept of each token
@@ -83,11 +84,13 @@ class RecyclingDrafter:
         Raises:
             RequestError: the file cannot be written.
         """
-        partial = memory.with_name(f".{memory.name}.part")
-        try:
+
+        def write(partial: Path) -> None:
             with partial.open("wb") as file:
                 np.save(file, self.matrix)
-            partial.replace(memory)
+
+        try:
+            write_whole(memory, write)
         except OSError as error:
             raise RequestError(f"--memory {memory} cannot be written: {error.strerror}; choose another file") from error
 
@@ -98,10 +101,10 @@ class RecyclingDrafter:
     def _load(self, memory: Path) -> None:
         try:
             # Mapped, so that nothing is allocated for what a damaged file claims to hold.
-            matrix = np.load(memory, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise RequestError(f"--memory {memory} cannot be read; delete it to begin anew") from error
-        is_ours = getattr(matrix, "shape", None) == self.matrix.shape and matrix.dtype == self.matrix.dtype
+            matrix = np.lib.format.open_memmap(memory, mode="r")
+        except (OSError, ValueError) as error:
+            raise RequestError(f"--memory {memory} is no file that seqrt wrote; choose another file") from error
+        is_ours = matrix.shape == self.matrix.shape and matrix.dtype == self.matrix.dtype
         if not is_ours or matrix.min() < 0 or matrix.max() > self._unknown:
             raise RequestError(f"--memory {memory} is of another model; choose another file")
         self.matrix = np.array(matrix)

@@ -135,7 +135,7 @@ def test_what_recycling_learns_is_kept_where_the_user_says(seqrt: Seqrt, bundle:
     memory.write_bytes(b"not an array")
     result = seqrt(*arguments, "--memory", memory)
     assert result.code == 2
-    assert result.error == f"--memory {memory} cannot be read; delete it to begin anew"
+    assert result.error == f"--memory {memory} is no file that seqrt wrote; choose another file"
 
 
 def test_a_corpus_is_a_text_file(seqrt: Seqrt, bundle: Path, tmp_path: Path) -> None:

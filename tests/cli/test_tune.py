@@ -35,11 +35,12 @@ def test_a_tuned_bundle_is_used_where_it_was_tuned(seqrt: Seqrt, own: Path, prom
     assert document["prompts"] == 2
     assert len(document["rows"]) == len(document["step_ms"])
     run = ("run", own, "--prompt", "the fox", "--draft", "medusa", "--max-new-tokens", 8)
-    text = "seqrt: --draft medusa uses costs of steps"
+    text = "seqrt: the loop starts from the costs of steps in tune.json"
     assert text in seqrt(*run, "--threads", 1).err
     medusa = document["choices"][2]
     said = seqrt(*run, "--threads", 1, "--no-adaptive").err
-    assert f"{medusa['rows']} rows a step from tune.json" in said
+    assert f"--draft medusa as tuned: at most {medusa['rows']} rows a step" in said
+    assert text not in said
     elsewhere = seqrt(*run, "--threads", 2)
     assert elsewhere.code == 0
     assert f"tune.json is ignored, it was made with threads 1, here 2; run: seqrt tune {own}" in elsewhere.err

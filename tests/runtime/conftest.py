@@ -227,7 +227,7 @@ def prophesied() -> Callable[[Model, list[int]], dict[str, Any]]:
     """Gives the options under which every draft of a model comes true."""
 
     def options(model: Model, answer: list[int]) -> dict[str, Any]:
-        model._drafters["lookup", None, None, None, False] = Prophet(answer)
+        model._drafters["lookup", None, None, None] = Prophet(answer)
         return {"draft": "lookup", "adaptive": False}
 
     return options

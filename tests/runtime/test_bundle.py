@@ -1,5 +1,6 @@
 """Opening a bundle: every malformed or hostile one is refused with one line, and damage is noticed."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,7 +13,9 @@ import pytest
 from seqrt.errors import BundleError
 from seqrt.runtime.bundle import (
     MANIFEST,
+    RESERVED_NAMES,
     SCHEMA,
+    Bundle,
     FileInfo,
     GraphInfo,
     HeadInfo,
@@ -24,6 +27,7 @@ from seqrt.runtime.bundle import (
     open_bundle,
     sha256,
 )
+from seqrt.runtime.drafters.build import draft_names
 
 Raw = dict[str, Any]
 
@@ -360,3 +364,9 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "seqrt"
+
+
+def test_names_of_drafters_are_not_for_heads(llama_bundle: Path) -> None:
+    manifest = open_bundle(llama_bundle).manifest
+    bare = Bundle(llama_bundle, dataclasses.replace(manifest, heads=()))
+    assert set(draft_names(bare)) <= set(RESERVED_NAMES)

@@ -129,6 +129,11 @@ def test_a_corpus_that_cannot_serve_is_refused(model: Model, tmp_path: Path) -> 
     assert refused(None) == "--corpus FILE cannot be read: No such file or directory; give a readable file"
     assert refused(b" \n") == "--corpus FILE is empty; give a file with text like the answers that are wanted"
     assert refused(b"text\x00\xff\xfe") == "--corpus FILE is not UTF-8 text (byte 6); give a text file"
+    model._tokenizer.add_tokens(["<far>"])  # type: ignore[union-attr]  # beyond the vocabulary, as some tokenizers have
+    assert (
+        refused(b"the <far> tool")
+        == "--corpus FILE has token 272, the model's are 0 to 271; leave such special tokens out"
+    )
     with pytest.raises(RequestError, match="--draft corpus needs a text to draft from; name one with --corpus FILE"):
         model.generate("a", draft="corpus")
     with pytest.raises(RequestError, match="--corpus is of no use to --draft lookup; choose --draft corpus"):

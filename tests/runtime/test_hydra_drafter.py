@@ -144,6 +144,38 @@ def test_a_prefix_that_another_drafter_answered_is_left_out(model: Model) -> Non
     assert model.generate(longer, draft="hydra++", max_new_tokens=16, ignore_eos=True).token_ids == expected
 
 
+@pytest.mark.parametrize("asked", [1, 20])
+def test_a_prefix_goes_on_over_turns(hydra_bundle: Path, asked: int) -> None:
+    """Rows of an answer's last step wait when the next turn begins; the state is as if all were told anew."""
+
+    def state(model: Model, prompt: list[int]) -> Any:
+        model.generate(prompt, draft="hydra++", max_new_tokens=1, ignore_eos=True)
+        drafter = model.drafter(Options(draft="hydra++"))
+        assert isinstance(drafter, HydraDrafter)
+        assert drafter._prefix is not None
+        return drafter._prefix.state().copy()
+
+    model, fresh = load(hydra_bundle, threads=1), load(hydra_bundle, threads=1)
+    prompt = model.encode("one and two")
+    answer = model.generate(prompt, draft="hydra++", max_new_tokens=asked, ignore_eos=True, adaptive=False)
+    longer = [*prompt, *answer.token_ids, *model.encode("and three")]
+    for text in (longer, prompt[:-1], [*prompt[:-1], 9, 8]):  # and back to a part of it
+        np.testing.assert_allclose(state(model, text), state(fresh, text), atol=1e-4)
+        fresh.forget()
+        fresh.forget(learnt=True)
+        fresh._drafters.clear()
+
+
+def test_a_head_that_was_slow_once_is_tried_again(model: Model) -> None:
+    model.generate("the tool", draft="hydra", tree=TEMPLATE, max_new_tokens=4, raw=True, adaptive=False)
+    drafter = model.drafter(Options(draft="hydra", tree=TEMPLATE))
+    assert isinstance(drafter, HydraDrafter)
+    drafter._seconds = [1.0, 0.0, 0.0]
+    sizes = [drafter.propose(5, 64, rate=2.0).tree.num_nodes for _ in range(300)]
+    assert sizes[0] == 1
+    assert sizes[-1] > 1
+
+
 def test_deeper_heads_run_only_while_they_pay(model: Model) -> None:
     model.generate("the tool", draft="hydra", tree=TEMPLATE, max_new_tokens=4, raw=True, adaptive=False)
     drafter = model.drafter(Options(draft="hydra", tree=TEMPLATE))

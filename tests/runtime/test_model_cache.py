@@ -12,7 +12,14 @@ from seqrt.runtime.model import Model, load
 
 Prophesied = Callable[[Model, list[int]], dict[str, Any]]
 
-DRAFTS = [("none", True), ("lookup", True), ("lookup", False), ("medusa", True), ("medusa", False)]
+DRAFTS = [
+    ("none", True),
+    ("lookup", True),
+    ("lookup", False),
+    ("recycling", False),
+    ("medusa", True),
+    ("medusa", False),
+]
 CHAT = ("the ring", "of the tin", "to the sea")
 
 

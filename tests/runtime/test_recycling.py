@@ -131,12 +131,12 @@ def test_memory_that_cannot_serve_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=r"--memory .*memory.npy is of another model; choose another file"):
             RecyclingDrafter(VOCAB, TEMPLATE, file)
     np.savez(tmp_path / "memory.npz", good)
-    with pytest.raises(RequestError, match="is of another model"):
+    with pytest.raises(RequestError, match="is no file that seqrt wrote"):
         RecyclingDrafter(VOCAB, TEMPLATE, tmp_path / "memory.npz")
     np.save(file, good)
-    for data in (b"", b"text", file.read_bytes()[:-9]):
+    for data in (b"", b"text", b"PK\x03\x04damaged", file.read_bytes()[:-9]):
         file.write_bytes(data)
-        with pytest.raises(RequestError, match="cannot be read; delete it to begin anew"):
+        with pytest.raises(RequestError, match="is no file that seqrt wrote; choose another file"):
             RecyclingDrafter(VOCAB, TEMPLATE, file)
     with pytest.raises(RequestError, match=r"is in no folder that exists; make .*nowhere first"):
         RecyclingDrafter(VOCAB, TEMPLATE, tmp_path / "nowhere" / "memory.npy")

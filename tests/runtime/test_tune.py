@@ -1,7 +1,7 @@
 """Tuning: replays against real decoding, the search against all trees."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqrt.errors import RequestError
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import DYNAMIC, Options
 from seqrt.runtime.prompts import Prompt
@@ -87,33 +88,56 @@ def places(draw: st.DrawFn) -> list[list[Place]]:
 
     def place() -> Place:
         depth, ranks = draw(st.integers(0, 2)), draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-        return Place(ALL_PATHS, tuple(ALL_PATHS.index(ranks[:level]) for level in range(1, depth + 1)))
+        return came_true(ranks[:depth])
 
     return [[place() for _ in range(draw(st.integers(1, 6)))] for _ in range(draw(st.integers(1, 3)))]
 
 
-@given(places())
-def test_static_trees_are_right_most_often(answers: list[list[Place]]) -> None:
-    """Against all trees of as many nodes, by the tokens that a step at each place would decide."""
-    found = Recording({"x": answers}, draft={"x": {}})
-    every = [place for each in answers for place in each]
+def came_true(path: RankPath) -> Place:
+    return Place(ALL_PATHS, tuple(ALL_PATHS.index(path[:level]) for level in range(1, len(path) + 1)))
 
-    def yields(paths: frozenset[RankPath]) -> int:
+
+def largest(answers: list[list[Place]], count: int) -> list[RankPath]:
+    """The static tree of so many drafts, because only steps of so many rows are cheap."""
+    costs = np.full(count + 1, 1e9)
+    costs[-1] = 1.0
+    choice = choose("x", Recording({"x": answers}, draft={"x": {}}), costs, ("static",))
+    return [] if choice.tree is None else list(Template.parse(choice.tree).paths)
+
+
+@given(places(), st.integers(1, 6))
+def test_static_trees_hold_the_better_ranks_too(answers: list[list[Place]], count: int) -> None:
+    paths = largest(answers, count)
+    for path in paths:
+        for better in itertools.product(*(range(rank + 1) for rank in path)):
+            assert better in paths
+    Template(tuple(paths)).check_monotone()
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=3, max_size=3),
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    st.integers(1, 4),
+)
+def test_static_trees_are_right_most_often(first: list[int], second: tuple[int, int], count: int) -> None:
+    """Against all trees of as many nodes, where better ranks are right more often, as those of heads are."""
+    every = []
+    for rank, times in enumerate(sorted(first, reverse=True)):
+        below = [times * share // 20 for share in sorted(second, reverse=True)]
+        every += [came_true((rank, under)) for under, number in enumerate(below) for _ in range(number)]
+        every += [came_true((rank,))] * (times - sum(below))
+
+    def yields(paths: Sequence[RankPath]) -> int:
         return sum(place.paths[node] in paths for place in every for node in place.right)
 
-    for count in (1, 2, 3):
-        costs = np.full(count + 1, 1.0)
-        costs[:-1] = 1e9  # so that the largest tree is chosen
-        choice = choose("x", found, costs, ("static",))
-        if choice.rows != count + 1:
-            continue  # fewer paths than that ever came true
-        trees = [
-            frozenset(chosen_paths)
-            for chosen_paths in itertools.combinations(ALL_PATHS, count)
-            if all(len(path) == 1 or path[:1] in chosen_paths for path in chosen_paths)
-        ]
-        assert choice.tree is not None
-        assert yields(frozenset(Template.parse(choice.tree).paths)) == max(map(yields, trees))
+    trees = [
+        paths
+        for paths in itertools.combinations(ALL_PATHS, count)
+        if all(len(path) == 1 or path[:1] in paths for path in paths)
+    ]
+    found = largest([every], count)
+    if len(found) == count:  # else fewer paths than that ever came true
+        assert yields(found) == max(map(yields, trees))
 
 
 @given(places(), st.lists(st.floats(0.1, 3), min_size=4, max_size=4))
@@ -151,6 +175,29 @@ def test_tuning_measures_costs_chooses_and_leaves_the_model_as_it_was(model: Mod
         again = model.generate(prompt, chosen(one, choice), max_new_tokens=20)
         assert again.token_ids == before
     assert model.generate(prompt, max_new_tokens=20, ignore_eos=True).token_ids == before
+
+
+@pytest.mark.parametrize("draft", ["hydra", "hydra++"])
+def test_hydra_is_tuned_too(hydra_bundle: Path, draft: str) -> None:
+    model = load(hydra_bundle, threads=1)
+    (choice,) = tune(model, PROMPTS, [options(draft, DYNAMIC)], 1, 60.0).choices
+    assert choice.rows >= 1
+    found = recorded(model, options(draft, DYNAMIC))
+    costs = 1 + 1e-6 * np.arange(64)  # rows are cheap: a large tree is chosen
+    static = choose(draft, found, costs, ("static",))
+    assert static.rows > 2
+    model.generate("the tool", chosen(options(draft), static), max_new_tokens=8)
+
+
+def test_answers_of_one_token_cannot_be_tuned_on(model: Model) -> None:
+    with pytest.raises(RequestError, match="the answers to these prompts end at once; give others with --prompts"):
+        tune(model, PROMPTS, [Options(draft="lookup", max_new_tokens=1)], 1, 60.0)
+
+
+def test_short_answers_time_all_sizes(model: Model) -> None:
+    short = Options(draft="lookup", max_new_tokens=5, ignore_eos=True)
+    found = record(model, PROMPTS * 6, [short], deadline=perf_counter() + 60)
+    assert all(found.step.values())
 
 
 def test_recording_stops_at_its_deadline(model: Model) -> None:

@@ -12,7 +12,8 @@ import pytest
 from seqrt.errors import BundleError
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.model import load
-from seqrt.runtime.tuned import Choice, Machine, Tuning, read_tuning
+from seqrt.runtime.options import Options
+from seqrt.runtime.tuned import Choice, Machine, Plan, Tuning, read_tuning
 
 
 @pytest.fixture
@@ -103,11 +104,41 @@ def test_a_damaged_file_is_ignored_with_the_reason(
 
 
 def test_a_bundle_that_cannot_be_written_says_so(bundle: Bundle) -> None:
-    (bundle.path / ".tune.json.part").mkdir()
+    (bundle.path / "tune.json").mkdir()
     with pytest.raises(BundleError, match=r"^cannot write .*tune.json: Is a directory; copy the bundle elsewhere$"):
         tuning(bundle).save(bundle)
+    assert not list(bundle.path.glob(".*"))
 
 
 def test_relative_costs_lie_on_lines_between_those_measured(bundle: Bundle) -> None:
     expected = [1.0, 1.125, *(1.125 + (2.5 - 1.125) * part / 6 for part in range(1, 7))]
     assert tuning(bundle).relative == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("tree", "changes", "exact", "plan"),
+    [
+        ("0 00", {}, True, Plan(None, 64)),  # the loop adapts: it cuts the drafter's own tree
+        ("0 00", {"adaptive": False}, True, Plan("0 00", 3)),
+        ("0 00", {"adaptive": False}, False, Plan("0 00", 3)),
+        ("0 1", {"adaptive": False}, True, Plan("0 1", 3)),
+        ("0 1", {"adaptive": False}, False, Plan(None, 64)),  # branches may change the text: only if asked for
+        ("dynamic", {}, True, Plan("dynamic", 64)),
+        ("dynamic", {}, False, Plan(None, 64)),
+        ("dynamic", {"tree": "dynamic"}, False, Plan("dynamic", 64)),
+        ("dynamic", {"adaptive": False, "max_rows": 9}, True, Plan("dynamic", 9)),
+        ("0 00", {"adaptive": False, "tree": "0"}, True, Plan("0", 64)),
+        (None, {"adaptive": False}, False, Plan(None, 3)),
+        (None, {"max_rows": 5}, False, Plan(None, 5)),
+    ],
+)
+def test_requests_come_first_and_then_what_was_tuned(
+    tree: str | None, changes: dict[str, Any], exact: bool, plan: Plan, bundle: Bundle
+) -> None:
+    choice = dataclasses.replace(tuning(bundle).choices[0], tree=tree)
+    assert Plan.of(Options(draft="medusa", **changes), choice, exact=exact) == plan
+
+
+def test_without_tuning_a_plan_is_what_the_request_says() -> None:
+    assert Plan.of(Options(tree="0", adaptive=False), None, exact=True) == Plan("0", 64)
+    assert Plan.of(Options(max_rows=7), None, exact=False) == Plan(None, 7)

@@ -14,6 +14,7 @@ from seqrt.errors import RequestError, SeqrtError
 from seqrt.runtime.options import Options
 
 if TYPE_CHECKING:
+    from seqrt.runtime.chat import Message
     from seqrt.runtime.conversation import Conversation
     from seqrt.runtime.model import Model
 
@@ -34,16 +35,26 @@ def chat(
     It remembers the conversation and computes no part of it twice. /reset forgets it, /exit or Ctrl-D ends,
     Ctrl-C stops an answer.
     """
-    from seqrt.runtime.conversation import Conversation
-
     if system is not None:
         check_text("--system", system)
-    start = [] if system is None else [{"role": "system", "content": system}]
+    start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     model = open_model(bundle, backend, threads, options)
     if sys.stdin.isatty():
         note(_HELP)
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives `input` editing and a history
+    try:
+        results = _talk(model, start, options, sys.stderr if as_json else sys.stdout)
+        if as_json:
+            emit({"results": results})
+    finally:
+        model.save_memory(options)  # also where Ctrl-C ends the conversation
+
+
+def _talk(model: "Model", start: "list[Message]", options: Options, out: TextIO) -> list[dict[str, object]]:
+    """Answers line after line until the user has enough."""
+    from seqrt.runtime.conversation import Conversation
+
     conversation, results = Conversation(start), []
     while (text := _ask()) is not None:
         if text == "/exit":
@@ -54,10 +65,8 @@ def chat(
         if text.startswith("/") and " " not in text:
             note(f"{text} is no command: {_HELP}")
         elif text.strip():
-            results += _answer(model, conversation, text, options, sys.stderr if as_json else sys.stdout)
-    model.save_memory(options)
-    if as_json:
-        emit({"results": results})
+            results += _answer(model, conversation, text, options, out)
+    return results
 
 
 def _ask() -> str | None:

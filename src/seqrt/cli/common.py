@@ -62,7 +62,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
         "Draft tree of heads: its name, rank paths such as '0 00 1', or dynamic; the heads' own if not given.",
     ),
     "corpus": (str | None, "FILE", "Text that --draft corpus drafts from."),
-    "memory": (str | None, "FILE", "Where --draft recycling keeps what it learns, from run to run."),
+    "memory": (str | None, "FILE", "What --draft recycling begins with; run and chat write to it what they learn."),
     "max_rows": (int | None, "ROWS", "Most nodes of a draft tree, the root included; 64 if neither given nor tuned."),
     "adaptive": (bool, None, "Verify only as many drafts as pay, or always the whole tree."),
     "accept": (

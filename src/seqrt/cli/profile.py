@@ -46,7 +46,7 @@ def profile(
     wanted = drafted(model, draft, options)
     with progress("profiling", len(asked) * len(wanted) * repeat) as advance:
         found = measure(model, asked, wanted, repeat=repeat, advance=advance)
-    table = rows(found, [one.tree for one in wanted], len(asked), weight_bytes(model.bundle))
+    table = rows(found, [model.plan(one).tree for one in wanted], len(asked), weight_bytes(model.bundle))
     if as_json:
         manifest = model.bundle.manifest
         settings = _settings(options) | {"repeat": repeat, "warm_up": _WARM_UP, "backend": backend}

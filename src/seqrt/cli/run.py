@@ -39,17 +39,19 @@ def run(
     answers = (
         (asked, turn, stream) for asked in conversations for turn, stream in enumerate(play(model, asked, options))
     )
-    for asked, turn, stream in answers:
-        interrupted = _show(stream, quiet=as_json)
-        results.append({"prompt": asked.id, "turn": turn} | stream.result.to_dict())
-        if not as_json:
-            note(summary(stream.result))
-        if interrupted:
-            break
-    model.save_memory(options)
-    if as_json:
-        document = {"results": results} if prompts is not None else stream.result.to_dict()
-        emit(document | ({"interrupted": True} if interrupted else {}))
+    try:
+        for asked, turn, stream in answers:
+            interrupted = _show(stream, quiet=as_json)
+            results.append({"prompt": asked.id, "turn": turn} | stream.result.to_dict())
+            if not as_json:
+                note(summary(stream.result))
+            if interrupted:
+                break
+        if as_json:
+            document = {"results": results} if prompts is not None else stream.result.to_dict()
+            emit(document | ({"interrupted": True} if interrupted else {}))
+    finally:
+        model.save_memory(options)  # also of answers before one that failed
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 

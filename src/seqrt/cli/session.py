@@ -1,12 +1,12 @@
 """Opening what a command works on, with every option checked before anything is computed."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from seqrt.cli.console import note
-from seqrt.runtime.options import DYNAMIC, Options
+from seqrt.runtime.options import NO_DRAFT, Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
@@ -41,16 +41,14 @@ def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> li
     Raises:
         RequestError: no such drafter, an option that it cannot serve, or that none of them has a use for.
     """
-    from seqrt.runtime.drafters.build import SPECIAL, for_draft
+    from seqrt.runtime.drafters.build import check_used, for_draft
 
     ready = model.ready_drafts if options.corpus is None else model.drafts
     chosen = list(dict.fromkeys(["none", *(names or ready)]))
     every = [for_draft(options, name) for name in chosen]
-    for option in SPECIAL:
-        if all(getattr(one, option) != getattr(options, option) for one in every):
-            model.drafter(dataclasses.replace(options, draft=chosen[-1]))  # says who would have a use for it
     for one in every:
         model.drafter(one)
+    check_used(model.bundle, options, [name for name in chosen if name != "none"] or chosen)
     _remark(model, every)
     return every
 
@@ -70,12 +68,12 @@ def _remark(model: "Model", wanted: Sequence[Options]) -> None:
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
     if model.tuning_note is not None:
         note(model.tuning_note)
+    if model.tuning is None:
+        return
     for options in wanted:
-        choice = None if model.tuning is None else model.tuning.choice(options.draft)
-        if choice is not None:
-            parts = ["costs of steps"]
-            if options.tree is None and choice.tree is not None and (choice.tree == DYNAMIC or not options.adaptive):
-                parts.append(f"tree {choice.tree}")
-            if options.tree is None and options.max_rows is None and not options.adaptive:
-                parts.append(f"{choice.rows} rows a step")
-            note(f"--draft {options.draft} uses {', '.join(parts)} from tune.json")
+        plan, own = model.plan(options), model.plan(replace(options, draft=NO_DRAFT))
+        if plan != own:
+            shown = "" if plan.tree is None else f", tree {plan.tree}"
+            note(f"--draft {options.draft} as tuned: at most {plan.rows} rows a step{shown}")
+    if any(options.draft != NO_DRAFT and options.adaptive for options in wanted):
+        note("the loop starts from the costs of steps in tune.json")

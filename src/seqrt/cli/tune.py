@@ -1,6 +1,7 @@
 """`seqrt tune`: the fastest tree of each drafter on this machine, from measured costs and measured acceptance."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -46,31 +47,34 @@ def tune(
     """
     from seqrt.runtime.drafters.build import for_draft
     from seqrt.runtime.tune import tune as find
+    from seqrt.runtime.tuned import FILE
 
     if not 0 < budget_seconds < float("inf"):
         raise RequestError(f"--budget-seconds is {budget_seconds}; give a number above 0")
     if options.tree not in (None, DYNAMIC):
         raise RequestError(f"--tree is {options.tree!r:.60}; give dynamic, or leave it out: finding trees is the aim")
     _check_plot(plot)
+    if not os.access(bundle, os.W_OK) and bundle.is_dir():
+        raise RequestError(f"{bundle} cannot be written, and {FILE} belongs there; copy the bundle elsewhere")
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
     model.tuning = model.tuning_note = None  # what was found before must not steer what is measured now
     wanted = [one for one in drafted(model, draft, options) if one.draft != "none"]
     if not wanted:
         raise RequestError("--draft none leaves nothing to tune; name a drafter")
-    if model.bundle.manifest.quantization == "none":
+    if model.bundle.manifest.is_exact:
         wanted = [for_draft(dataclasses.replace(one, tree=DYNAMIC), one.draft) for one in wanted]
     with status() as show:
         tuning = find(model, asked, wanted, threads, budget_seconds, show)
+    if as_json:
+        emit(dataclasses.asdict(tuning))
+    else:
+        _print(tuning)
     file = tuning.save(model.bundle)
     if plot is not None:
         from seqrt.cli.tune_plot import draw
 
         draw(tuning, plot)
-    if as_json:
-        emit(dataclasses.asdict(tuning))
-        return
-    _print(tuning)
     if tuning.prompts < len(asked):
         note(f"{tuning.prompts} of {len(asked)} prompts fitted into --budget-seconds {budget_seconds:g}")
     note(f"written to {file}; run, chat and profile use it on this machine")
@@ -115,8 +119,10 @@ def _print(tuning: "Tuning") -> None:
     for choice in tuning.choices:
         if choice.tree is not None:
             print(f"{choice.draft}: --tree {choice.tree if choice.tree == DYNAMIC else repr(choice.tree)}")
-    best = max(tuning.choices, key=lambda choice: choice.tokens_per_second)
-    print(f"fastest: --draft {best.draft if best.rows > 1 else 'none'}")
+    speeds = {"none": tuning.measured_plain_tokens_per_second or plain}
+    for choice in tuning.choices:
+        speeds[choice.draft] = choice.measured_tokens_per_second or (choice.rows > 1) * choice.tokens_per_second
+    print(f"fastest: --draft {max(speeds, key=lambda name: speeds[name])}")
 
 
 def _row(choice: "Choice", plain: float) -> tuple[str, ...]:
