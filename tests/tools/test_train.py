@@ -18,6 +18,7 @@ from tools.train.recipe import Recipe
 
 from seqrt.exporter.checkpoints.head_tensors import open_heads
 from seqrt.exporter.checkpoints.hydra import Linear, read_hydra
+from seqrt.runtime.tree import Template
 
 HIDDEN, VOCAB, LAYERS = 24, 40, 2
 EOS = 2
@@ -301,6 +302,22 @@ def test_resumed_training_ends_with_the_same_weights(
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+def test_training_does_not_go_on_from_another_recipe(base: Llama, tmp_path: Path) -> None:
+    short = replace(RECIPE, epochs=1, num_heads=1)
+    training(base, tmp_path / "c.pt", short)
+    with pytest.raises(
+        ValueError, match=r"c\.0 was made with .*teacher=False.*wanted is .*teacher=True.*another --work"
+    ):
+        training(base, tmp_path / "c.pt", replace(short, teacher=True))
+
+
+def test_states_of_another_text_are_noticed(base: Llama, tmp_path: Path) -> None:
+    group = answers(3)
+    states.save(tmp_path, [answer.key for answer in group], [rows[1:] for rows in features.hidden_states(base, group)])
+    with pytest.raises(ValueError, match="holds states of another text for a-0/0; delete the folder"):
+        features.load(group, tmp_path, 2)
+
+
 def test_rank_accuracy_counts_by_hand() -> None:
     heads = MedusaHeads(1, 1, 2)
     torch.nn.init.zeros_(heads.blocks[0][0].bias)  # type: ignore[index]
@@ -384,17 +401,29 @@ def test_whole_run_ships_heads_tree_and_tables(base: Llama, tmp_path: Path) -> N
     assert tables.count("| others |") == 3
 
 
-def test_shipped_heads_are_complete() -> None:
-    folder = Path(zoo.__file__).parents[1] / "zoo" / "smollm2-135m-medusa"
+ZOO = Path(zoo.__file__).parents[1] / "zoo"
+
+
+@pytest.mark.parametrize("folder", sorted(ZOO.iterdir()), ids=lambda folder: folder.name)
+def test_shipped_heads_are_complete(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    found = load_file(folder / "model.safetensors")
-    token_map = found.pop("token_map")
-    heads = MedusaHeads(config["num_heads"], config["num_layers"], config["hidden_size"])
-    assert {name: value.shape for name, value in found.items()} == {
-        name: value.shape for name, value in heads.tensors().items()
-    }
-    assert len(token_map) == len(set(token_map.tolist())) == config["truncated_vocab_size"]
-    assert int(token_map.max()) < config["vocab_size"]
+    tensors = open_heads(folder)
+    token_map = tensors.token_map(config["vocab_size"])
+    assert token_map is not None
+    assert len(token_map) == config["truncated_vocab_size"]
+    num_heads, hidden_size = config["training"]["num_heads"], config["hidden_size"]
+    if "medusa" in folder.name:
+        expected = MedusaHeads(num_heads, config["num_layers"], hidden_size).tensors()
+        assert set(tensors.shapes) == {"token_map", *expected}
+    else:
+        sizes = {"hidden": hidden_size, "queries": hidden_size, "keys": 192, "inner": 1536}
+        weights = read_hydra(tensors, sizes, config["vocab_size"])  # checks the tensors against the config
+        assert weights.num_heads == num_heads
+        assert (weights.prefix is not None) == ("plus" in folder.name)
+        assert all(np.isfinite(inner.weight).all() for inner, _ in weights.first)
     made = json.loads((folder / "tree.json").read_text())
     assert made["paths"] == tree.digits(tree.best_first(made["accuracy"], zoo.TREE_NODES))
-    assert (folder / "model.safetensors").stat().st_size < 5e6
+    Template.parse(" ".join(made["paths"])).check_monotone()
+    card = (folder / "README.md").read_text()
+    assert all(f"{sum(row):.1%}" in card for row in made["accuracy"])  # the card's table is of these heads
+    assert (folder / "model.safetensors").stat().st_size < 16e6

@@ -97,9 +97,16 @@ def load(
 
 
 def texts(answers: Sequence[Answer], folder: Path) -> list[Tensor]:
-    """The states ``[prompt + answer - 1, H]`` of each answer's text, all of which are in ``folder``."""
+    """The states ``[prompt + answer - 1, H]`` of each answer's text, all of which are in ``folder``.
+
+    Raises:
+        ValueError: Some are of another length: the answers were made again, or by an older version.
+    """
     wanted = {answer.key for answer in answers}
     found = {key: torch.from_numpy(each) for key, each in states.read(folder) if key in wanted}
+    for answer in answers:
+        if len(found[answer.key]) != len(answer.prompt) + len(answer.answer) - 1:
+            raise ValueError(f"{folder} holds states of another text for {answer.key}; delete the folder")
     return [found[answer.key] for answer in answers]
 
 

@@ -67,7 +67,7 @@ def train(
     known = (labels[:, head] >= 0).nonzero()[:, 0]
     steps_per_epoch = math.ceil(len(known) / recipe.batch)
     total = steps_per_epoch * recipe.epochs
-    run = Optimisation(heads.blocks[head], total, recipe.learning_rate, recipe.warm_up, checkpoint)
+    run = Optimisation(heads.blocks[head], total, recipe.learning_rate, recipe.warm_up, checkpoint, recipe.of_heads)
     with tqdm(total=total, initial=run.step, desc=f"head {head}", unit="step", mininterval=5) as bar:
         try:
             while run.step < total:
@@ -200,3 +200,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except ValueError as error:
+        raise SystemExit(f"fit: {error}") from error

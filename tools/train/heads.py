@@ -130,6 +130,8 @@ class PrefixHydraHeads(HydraHeads):
                 rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
                 max_position_embeddings=1 << 20,
                 use_cache=False,
+                bos_token_id=None,
+                eos_token_id=None,
             )
         )
         for name, parameter in self.layer.named_parameters():

@@ -72,7 +72,8 @@ def train(model: Llama, answers: Sequence[Answer], work: Path, start: Trained) -
     lengths = [len(rows) for rows in states]
     per_epoch = len(batches(lengths, 0))
     total = per_epoch * recipe.prefix_epochs
-    run = Optimisation(heads, total, recipe.prefix_learning_rate, recipe.warm_up, work / "hydra-prefix.pt")
+    file = work / "hydra-prefix.pt"
+    run = Optimisation(heads, total, recipe.prefix_learning_rate, recipe.warm_up, file, str(recipe))
     with tqdm(total=total, initial=run.step, desc="prefix layer and heads", unit="step", mininterval=5) as bar:
         try:
             while run.step < total:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools.train.heads import Heads
 from torch import Tensor
@@ -34,6 +34,11 @@ class Recipe:
     prefix_epochs: int = 0
     prefix_learning_rate: float = 5e-4
     seed: int = 0
+
+    @property
+    def of_heads(self) -> str:
+        """What heads without a prefix layer depend on, in words."""
+        return str(replace(self, prefix_epochs=0))
 
 
 @dataclass(frozen=True, slots=True)
