@@ -110,8 +110,9 @@ class Loop:
         room = min(self.decoder.capacity - self.decoder.past_len, MAX_ROWS)
         if self.drafter is None or room < 2 or not self.pacer.drafts():
             return Proposal.nothing(root), False
-        proposal = self.drafter.propose(root, min(self.pacer.max_rows, room), self.pacer.rate)
-        count = self.pacer.choose(proposal.probability)
+        pacer = self.pacer
+        proposal = self.drafter.propose(root, min(pacer.max_rows, room), pacer.rate, pacer.prices)
+        count = pacer.choose(proposal.probability)
         return proposal.truncated(count), True
 
     def _rows(self, output: StepOutput, *, last_row_only: bool = False) -> Rows:

@@ -16,7 +16,7 @@ from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, re
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.generate import Loop
 from seqrt.runtime.options import Options
-from seqrt.runtime.pacing import Pacer
+from seqrt.runtime.pacing import Pacer, StepCosts
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
@@ -79,7 +79,7 @@ class Model:
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[object, ...], Drafter | None] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
-        self._row_seconds: dict[int, float] = {}  # of this machine and model, whatever the drafter
+        self._step_costs = StepCosts()  # of this machine and model, whatever the drafter
         self._tokenizer = _tokenizer(bundle)
         template = bundle.text("chat_template.jinja")
         self._template = None if template is None else self._chat_template(template)
@@ -286,7 +286,7 @@ class Model:
         key = (options.draft, plan.tree, plan.rows, options.adaptive)
         if key not in self._pacers:
             relative = () if self.tuning is None else self.tuning.relative
-            self._pacers[key] = Pacer(plan.rows, options.adaptive, self._row_seconds, relative)
+            self._pacers[key] = Pacer(plan.rows, options.adaptive, self._step_costs, relative)
         return self._pacers[key]
 
     def _chat_template(self, source: str) -> ChatTemplate:

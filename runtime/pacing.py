@@ -6,21 +6,43 @@ row adds, in units of the time that a token takes now. When drafting turns out s
 stretch of steps, it pauses, each time twice as long, and then tries again: texts change their nature midway.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-_DECAY: Final = 0.9  # of the running cost when a step took longer
-_DECAY_DOWN: Final = 0.6  # and when it took less
-_REFRESH: Final = 48  # drafted steps after which a plain step is measured again: what it is judged by must be fresh
+_RECENT: Final = 9  # steps of a size whose median is its cost
+_REFRESH: Final = 32  # drafted steps after which a plain step is measured again: what it is judged by must be fresh
 _PRIOR_ROW: Final = 0.12  # cost of a further row before any is measured, in plain steps: optimistic, so it is tried
 _TRIAL_STEPS: Final = 12  # drafted steps before drafting is judged
+_KEEP: Final = 0.985  # of what drafting brought in and cost, per step: it is judged by some sixty steps
+_KEEP_OVER_PAUSE: Final = 0.25
 _FIRST_PAUSE: Final = 24
 _LONGEST_PAUSE: Final = 384
 _MARGIN: Final = 0.99  # drafting pauses when it falls behind plain decoding by more than this
+
+
+class StepCosts(dict[int, float]):
+    """Seconds of a step by its rows: the median of the latest few.
+
+    Plain steps are many while drafting pauses and few while it does not. A median of so many is no higher or lower for
+    that, as a mean that forgets would be that believes short times sooner; and it lets outliers pass, when another
+    process took the core.
+    """
+
+    def __init__(self, known: Mapping[int, float] | None = None) -> None:
+        super().__init__(known or {})
+        self._recent = {rows: deque([seconds], _RECENT) for rows, seconds in self.items()}
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A step with so many rows took so long."""
+        recent = self._recent.setdefault(rows, deque(maxlen=_RECENT))
+        recent.append(seconds)
+        self[rows] = median_low(recent)
 
 
 @dataclass(slots=True)
@@ -29,7 +51,7 @@ class Pacer:
 
     Attributes:
         max_rows: most nodes of a tree.
-        seconds: running cost of a step by its rows.
+        seconds: cost of a step by its rows, as measured; of a model, whatever the drafter.
         adaptive: False verifies every proposal whole (for measurements and tests).
         relative: what steps with 1, 2, ... rows cost in plain steps, if known from earlier; stands in for what was
             not measured yet.
@@ -37,14 +59,15 @@ class Pacer:
 
     max_rows: int
     adaptive: bool = True
-    seconds: dict[int, float] = field(default_factory=dict)
+    seconds: StepCosts = field(default_factory=StepCosts)
     relative: Sequence[float] = ()
     _pause: int = 0
     _next_pause: int = _FIRST_PAUSE
-    _trial_tokens: int = 0
+    _trial_tokens: float = 0.0
     _trial_seconds: float = 0.0
     _trial_steps: int = 0
     _since_plain: int = 0
+    _curve: npt.NDArray[np.float64] | None = None
 
     def drafts(self) -> bool:
         """Whether the next step should be drafted."""
@@ -61,8 +84,7 @@ class Pacer:
         if 1 not in self.seconds:
             return 1  # nothing can be judged before a plain step has been measured
         gain = np.cumsum(probability[:most])
-        cost = np.array([self.cost(rows) for rows in range(1, most + 1)])
-        return int(np.argmax(gain - self.rate * cost)) + 1
+        return int(np.argmax(gain - self.rate * self._costs()[:most])) + 1
 
     @property
     def rate(self) -> float:
@@ -70,6 +92,20 @@ class Pacer:
         if not self.adaptive or 1 not in self.seconds:
             return 0.0
         return max(1.0 / self.seconds[1], self._rate())
+
+    @property
+    def prices(self) -> Sequence[float]:
+        """Tokens that a second, third, ... row is worth at that rate; none while unknown."""
+        if not self.adaptive or 1 not in self.seconds:
+            return ()
+        prices: list[float] = np.maximum(self.rate * np.diff(self._costs()), 0.0).tolist()
+        return prices
+
+    def _costs(self) -> npt.NDArray[np.float64]:
+        """Seconds of steps with 1, 2, ... rows."""
+        if self._curve is None:
+            self._curve = np.array([self.cost(rows) for rows in range(1, self.max_rows + 1)])
+        return self._curve
 
     def cost(self, rows: int) -> float:
         """Seconds of a step with so many rows: as measured, between measurements a line, beyond them its slope."""
@@ -92,31 +128,30 @@ class Pacer:
 
     def record(self, rows: int, emitted: int, step_seconds: float, total_seconds: float, *, drafted: bool) -> None:
         """A step ended: its rows, the tokens it emitted, its own time and that of the whole round."""
-        old = self.seconds.get(rows)
-        # An outlier (another process took the core) must not drive the choice for long: it counts at most double,
-        # and as noise only ever adds to a time, a shorter one is believed sooner than a longer one.
-        new = step_seconds if old is None else min(step_seconds, 2 * old)
-        decay = _DECAY if old is None or new > old else _DECAY_DOWN
-        self.seconds[rows] = new if old is None else decay * old + (1 - decay) * new
+        self.seconds.add(rows, step_seconds)
+        self._curve = None
         self._since_plain = 0 if rows == 1 else self._since_plain + 1
         if not drafted:
             return
-        self._trial_tokens += emitted
-        # Judged by the running cost, as plain decoding is: what other processes added to this step says nothing of it.
-        self._trial_seconds += self.seconds[rows] + min(total_seconds - step_seconds, self.seconds[rows])
+        # Judged by the cost of such steps, as plain decoding is: what else the machine did in this one says nothing.
+        cost = self.seconds[rows]
+        self._trial_tokens = _KEEP * self._trial_tokens + emitted
+        self._trial_seconds = _KEEP * self._trial_seconds + cost + min(total_seconds - step_seconds, cost)
         self._trial_steps += 1
         if self.adaptive and self._trial_steps >= _TRIAL_STEPS and 1 in self.seconds:
             self._judge()
 
     def _judge(self) -> None:
         """Pauses drafting that lost against plain decoding."""
-        if self._rate() * self.seconds[1] < _MARGIN:
-            self._pause = self._next_pause
-            self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
-        else:
+        if self._rate() * self.seconds[1] >= _MARGIN:
             self._next_pause = _FIRST_PAUSE
-        self._trial_tokens, self._trial_seconds, self._trial_steps = 0, 0.0, 0
+            return
+        self._pause = self._next_pause
+        self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
+        self._trial_steps = 0
+        self._trial_tokens *= _KEEP_OVER_PAUSE
+        self._trial_seconds *= _KEEP_OVER_PAUSE
 
     def _rate(self) -> float:
-        """Tokens per second of the drafted steps on trial."""
+        """Tokens per second of drafted steps of late."""
         return self._trial_tokens / self._trial_seconds if self._trial_seconds else 0.0

@@ -64,13 +64,14 @@ class Drafter(Protocol):
             output: what the prompt's rows computed, those excepted that were in the cache already.
         """
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """Guesses what follows `root`.
 
         Args:
             root: the last decided token.
             max_nodes: most nodes of the tree, the root included.
             rate: tokens that a second is worth now, for drafters whose own work takes long; 0 spares nothing.
+            prices: tokens that a second, third, ... row is worth: a node less probable will not be verified.
         """
 
     def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:

@@ -48,7 +48,7 @@ class CorpusDrafter:
         """A text starts."""
         self._text = list(tokens[-MAX_NGRAM:])
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """The most probable continuations of the longest suffix that the corpus has."""
         for size in range(min(MAX_NGRAM, len(self._text)), 0, -1):
             places = self._places(self._text[-size:])

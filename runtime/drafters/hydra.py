@@ -88,13 +88,14 @@ class HydraDrafter:
         if self._prefix is not None:
             self._prefix.begin(tokens[:-1], output.at_layer(self.offset))
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """The `max_nodes` most probable nodes that the heads found, most probable first.
 
         Args:
             root: the last decided token.
             max_nodes: most nodes of the tree.
             rate: tokens that a second is worth: what a head may bring in must be more than it costs.
+            prices: tokens that further rows are worth: what its nodes bring in beyond that counts.
         """
         if self._prefix is not None:
             self._state = self._prefix.state()
@@ -109,7 +110,9 @@ class HydraDrafter:
             # A parent no more probable than max_nodes others has no child among these.
             least = np.partition(probability, -max_nodes)[-max_nodes] if max_nodes < len(probability) else 0.0
             some = level.only(probability[level.parents] > least)
-            gain = probability[some.parents].sum() * self._trust.hits(head)
+            gain = np.maximum(
+                probability[some.parents] * self._trust.hits(head) - self._price(probability, prices), 0.0
+            ).sum()
             if not gain or gain < rate * self._seconds[head]:
                 self._seconds[head] *= _FADE  # until it is tried again: texts turn, and one call may have been slow
                 break
@@ -128,6 +131,14 @@ class HydraDrafter:
         if self._prefix is not None:
             self._prefix.append(proposal.tree.tokens[path].tolist(), output.at_layer(self.offset)[path])
         self._trust.observe(proposal.tree.parents, self._own, path)
+
+    @staticmethod
+    def _price(probability: npt.NDArray[np.float64], prices: Sequence[float]) -> float:
+        """What the next row costs, after those of the nodes found so far that will be verified."""
+        if not len(prices):
+            return 0.0
+        rows = int(np.count_nonzero(probability > prices[0]))
+        return float(prices[min(rows, len(prices)) - 1])
 
     def _take(self, hidden: Floats) -> None:
         if self._prefix is None:

@@ -37,7 +37,7 @@ class LookupDrafter:
         self._tokens, self._latest = [], [{} for _ in range(MAX_NGRAM)]
         self._extend(tokens)
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """The tokens after the latest occurrence of the longest suffix that occurred before; O(MAX_NGRAM)."""
         tokens = self._tokens
         for size in range(min(MAX_NGRAM, len(tokens) - 1), 0, -1):

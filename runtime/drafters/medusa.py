@@ -43,7 +43,7 @@ class MedusaDrafter:
         """Takes the hidden state of the prompt's last row."""
         self._hidden[0] = output.hidden[-1]
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """The `max_nodes` most probable nodes of the template, most probable first."""
         self.engine.run()
         own, probability = self._probabilities()

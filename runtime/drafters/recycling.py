@@ -55,7 +55,7 @@ class RecyclingDrafter:
         """Takes the candidates behind the prompt's last token; the matrix stays."""
         self._renew(np.array(tokens[-2:-1]), output.topk_ids[-1:])
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """The `max_nodes` most probable nodes of the template that the matrix knows tokens for."""
         template = self.template
         tokens, probability = np.full(template.num_nodes, root, np.int64), np.ones(template.num_nodes)

@@ -214,7 +214,7 @@ class Prophet:
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         self.place = 0
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         ahead = self.answer[self.place + 1 : self.place + min(self.length, max_nodes)]
         return Proposal(Tree.chain([root, *ahead]), np.ones(1 + len(ahead)))
 

@@ -48,7 +48,7 @@ class Scripted:
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         self.place = 0
 
-    def propose(self, root: int, max_nodes: int, rate: float = 0.0) -> Proposal:
+    def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         size = min(self.max_nodes, max_nodes)
         size = size if self.is_chain else int(self.rng.integers(1, size + 1))
         parents, tokens, depth, probability = [-1], [root], [0], [1.0]

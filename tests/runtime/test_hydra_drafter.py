@@ -184,6 +184,9 @@ def test_deeper_heads_run_only_while_they_pay(model: Model) -> None:
     assert drafter.propose(5, 64, rate=1e9).tree.num_nodes == 1
     drafter._seconds = [0.0, 1.0, 1.0]
     assert drafter.propose(5, 64, rate=0.999).tree.depth.max() == 1
+    drafter._seconds = [1e-9, 1e-9, 1e-9]
+    assert drafter.propose(5, 64, rate=1.0, prices=[0.9] * 8).tree.num_nodes == 1  # no node would be verified
+    assert drafter.propose(5, 64, rate=1.0, prices=[1e-9] * 8).tree.num_nodes == 9
     assert np.isclose(drafter.propose(5, 4).probability[0], 1)
 
 

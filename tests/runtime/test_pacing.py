@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from seqrt.runtime.pacing import Pacer
+from seqrt.runtime.pacing import Pacer, StepCosts
 
 MAX_ROWS = 16
 NOISE = 0.05  # of the measured times, relative
@@ -109,7 +109,7 @@ def test_a_drafter_that_boasts_costs_little(machine: Machine, acceptance: float)
 @pytest.mark.parametrize("machine", MACHINES, ids=repr)
 def test_a_slow_first_step_is_forgotten(machine: Machine, acceptance: float) -> None:
     """The first plain step of a process is slower than all others; drafting must not be judged by it for long."""
-    pacer = Pacer(MAX_ROWS, seconds={1: 3.0})
+    pacer = Pacer(MAX_ROWS, seconds=StepCosts({1: 3.0}))
     outcome = simulate(machine, always(acceptance), always(acceptance), pacer=pacer)
     assert outcome.rate(1000) > 0.98
     assert outcome.rate(1000) > 0.86 * machine.best_fixed(acceptance)
@@ -147,7 +147,7 @@ def test_drafting_pauses_and_recovers_when_the_text_turns(estimate: float | None
 
 
 def test_pauses_grow_and_end() -> None:
-    pacer, asked = Pacer(MAX_ROWS, seconds={1: 1.0}), []
+    pacer, asked = Pacer(MAX_ROWS, seconds=StepCosts({1: 1.0})), []
     for _ in range(1000):
         drafts = pacer.drafts()
         asked.append(drafts)
@@ -165,23 +165,45 @@ def test_what_is_not_adaptive_verifies_everything() -> None:
         pacer.record(8, 1, 9.0, 9.0, drafted=True)
 
 
+def test_costs_of_steps_that_are_measured_more_often_are_no_lower() -> None:
+    """Plain steps while drafting pauses, against drafted steps while it does not: both vary alike."""
+    rng, costs = np.random.default_rng(0), StepCosts()
+    often, seldom = [], []
+    for step in range(20_000):
+        costs.add(1, 1 + 0.2 * float(rng.standard_exponential()))
+        often.append(costs[1])
+        if step % 40 == 0:
+            costs.add(2, 1 + 0.2 * float(rng.standard_exponential()))
+            seldom.append(costs[2])
+    assert np.mean(often) == pytest.approx(np.mean(seldom), rel=0.03)
+
+
+def test_prices_are_what_further_rows_cost() -> None:
+    pacer = Pacer(4, seconds=StepCosts({1: 2.0, 2: 2.5, 3: 3.5, 4: 3.0}))
+    assert pacer.prices == pytest.approx([0.25, 0.5, 0.0])  # at a token in two seconds
+    assert Pacer(4).prices == ()
+    assert Pacer(4, adaptive=False, seconds=StepCosts({1: 2.0})).prices == ()
+    pacer.record(2, 1, 2.1, 2.1, drafted=False)
+    assert pacer.prices[0] == pytest.approx(0.05)
+
+
 def test_at_most_max_rows() -> None:
-    pacer = Pacer(5, seconds={1: 1.0})
+    pacer = Pacer(5, seconds=StepCosts({1: 1.0}))
     assert pacer.choose(np.ones(64)) == 5
     assert pacer.choose(np.ones(1)) == 1
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:
-    pacer = Pacer(64, seconds={1: 1.0, 3: 1.6, 7: 2.0})
+    pacer = Pacer(64, seconds=StepCosts({1: 1.0, 3: 1.6, 7: 2.0}))
     assert pacer.cost(3) == 1.6
     assert pacer.cost(2) == pytest.approx(1.3)
     assert pacer.cost(5) == pytest.approx(1.8)
     assert pacer.cost(13) == pytest.approx(2.0 + 6 * (2.0 - 1.0) / 6)
-    assert Pacer(64, seconds={4: 2.0}).cost(2) == 2.0
+    assert Pacer(64, seconds=StepCosts({4: 2.0})).cost(2) == 2.0
 
 
 def test_an_outlier_counts_little() -> None:
-    pacer = Pacer(64, seconds={1: 1.0})
+    pacer = Pacer(64, seconds=StepCosts({1: 1.0}))
     pacer.record(1, 1, 100.0, 100.0, drafted=False)
     assert pacer.seconds[1] <= 1.1
     for _ in range(20):

@@ -183,7 +183,7 @@ def test_hydra_is_tuned_too(hydra_bundle: Path, draft: str) -> None:
     (choice,) = tune(model, PROMPTS, [options(draft, DYNAMIC)], 1, 60.0).choices
     assert choice.rows >= 1
     found = recorded(model, options(draft, DYNAMIC))
-    costs = 1 + 1e-6 * np.arange(64)  # rows are cheap: a large tree is chosen
+    costs = np.linspace(1.0, 1.0001, 64, dtype=np.float64)  # rows are cheap: a large tree is chosen
     static = choose(draft, found, costs, ("static",))
     assert static.rows > 2
     model.generate("the tool", chosen(options(draft), static), max_new_tokens=8)
