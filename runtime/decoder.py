@@ -153,6 +153,8 @@ class Decoder:
             One output a chunk, with copied hidden states: drafters may want every row.
         """
         outputs, end = [], self.past_len + len(tokens)
+        if self._rows > 2 * self._size(end):  # what an earlier, longer text left would slow down every step of this one
+            self._resize(self._size(end))
         while self.past_len < end:
             size = min(CHUNK - self.past_len % CHUNK, end - self.past_len)
             if size == CHUNK and self.past_len + size == end:
@@ -176,8 +178,15 @@ class Decoder:
             return
         if rows > self._limit:
             raise RequestError(f"{rows} rows do not fit into a cache of {self._limit}; verify smaller trees")
+        self._resize(self._size(rows))
+
+    def _size(self, rows: int) -> int:
+        """Rows of a cache that is to hold so many, and some more."""
+        return min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
+
+    def _resize(self, size: int) -> None:
+        """Binds caches of so many rows, which keep what is committed."""
         self._is_shared = False
-        size = min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
         for name in self._caches:
             _, heads, _, head_dim = self.engine.inputs[f"past_{name}"].shape
             self.engine.state(f"past_{name}", f"present_{name}", (1, int(heads), size, int(head_dim)))

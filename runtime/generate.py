@@ -65,6 +65,7 @@ class Loop:
     def run(self, prompt: Sequence[int], reused: int = 0) -> Iterator[list[int]]:
         """Yields the tokens that each model call decides, without end; the caller stops when it has enough."""
         start = perf_counter()
+        self.pacer.begin()
         history = self.sampler.history(prompt)
         chunks = self.decoder.prefill(prompt[reused:])
         output = chunks[-1]

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 _RECENT: Final = 9  # steps of a size whose median is its cost
+_FADE: Final = 0.8  # of a cost, per text in which it was not measured
+_PLAIN_FIRST: Final = 2  # steps of a text before any is drafted
 _REFRESH: Final = 32  # drafted steps after which a plain step is measured again: what it is judged by must be fresh
 _PRIOR_ROW: Final = 0.12  # cost of a further row before any is measured, in plain steps: optimistic, so it is tried
 _TRIAL_STEPS: Final = 12  # drafted steps before drafting is judged
@@ -32,11 +34,32 @@ class StepCosts(dict[int, float]):
     Plain steps are many while drafting pauses and few while it does not. A median of so many is no higher or lower for
     that, as a mean that forgets would be that believes short times sooner; and it lets outliers pass, when another
     process took the core.
+
+    Attributes:
+        earlier: by rows, what a step cost in plain steps in earlier texts.
     """
 
     def __init__(self, known: Mapping[int, float] | None = None) -> None:
         super().__init__(known or {})
+        self.earlier: dict[int, float] = {}
         self._recent = {rows: deque([seconds], _RECENT) for rows, seconds in self.items()}
+
+    def begin(self) -> None:
+        """A text starts, longer or shorter than the last: of what steps cost in that, proportions are kept.
+
+        What was not measured in the last text fades, so that it is tried again: it may have been a bad moment.
+        """
+        if 1 in self:
+            faded = {rows: 1.0 + _FADE * (ratio - 1.0) for rows, ratio in self.earlier.items()}
+            self.earlier = faded | {rows: seconds / self[1] for rows, seconds in self.items()}
+        self.clear()
+        self._recent.clear()
+
+    def known(self) -> dict[int, float]:
+        """Seconds by rows: as measured in this text, else as in earlier ones; none before a plain step."""
+        plain = self.get(1)
+        scaled = {} if plain is None else {rows: plain * ratio for rows, ratio in self.earlier.items()}
+        return scaled | self
 
     def add(self, rows: int, seconds: float) -> None:
         """A step with so many rows took so long."""
@@ -68,6 +91,14 @@ class Pacer:
     _trial_steps: int = 0
     _since_plain: int = 0
     _curve: npt.NDArray[np.float64] | None = None
+
+    def begin(self) -> None:
+        """A request starts, of which the last one's text says little: drafting gets its chance soon."""
+        self.seconds.begin()
+        self._curve = None
+        self._pause = max(min(self._pause, _FIRST_PAUSE), _PLAIN_FIRST)
+        self._next_pause = min(self._next_pause, 2 * _FIRST_PAUSE)
+        self._forget()
 
     def drafts(self) -> bool:
         """Whether the next step should be drafted."""
@@ -104,12 +135,13 @@ class Pacer:
     def _costs(self) -> npt.NDArray[np.float64]:
         """Seconds of steps with 1, 2, ... rows."""
         if self._curve is None:
-            self._curve = np.array([self.cost(rows) for rows in range(1, self.max_rows + 1)])
+            known = self.seconds.known()
+            self._curve = np.array([self.cost(rows, known) for rows in range(1, self.max_rows + 1)])
         return self._curve
 
-    def cost(self, rows: int) -> float:
+    def cost(self, rows: int, known: Mapping[int, float] | None = None) -> float:
         """Seconds of a step with so many rows: as measured, between measurements a line, beyond them its slope."""
-        known = self.seconds
+        known = self.seconds.known() if known is None else known
         if rows in known:
             return known[rows]
         if rows <= len(self.relative) and 1 in known:
@@ -148,6 +180,10 @@ class Pacer:
             return
         self._pause = self._next_pause
         self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What drafting brought in before counts less from here on."""
         self._trial_steps = 0
         self._trial_tokens *= _KEEP_OVER_PAUSE
         self._trial_seconds *= _KEEP_OVER_PAUSE

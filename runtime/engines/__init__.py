@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Host array of `shape` that the next run fills; overwritten by each run."""
 
     def state(self, past: str, present: str, shape: Sequence[int]) -> None:
-        """Binds one zeroed buffer as input `past` and output `present`; a larger shape keeps what was there."""
+        """Binds one zeroed buffer as input `past` and output `present`; another shape keeps what fits into both."""
 
     def share_state(self, owner: "Engine") -> None:
         """Binds the state buffers of `owner` under the same names; again whenever they have grown."""

@@ -78,7 +78,8 @@ class OrtEngine:
             return
         view = np.zeros(tuple(shape), self.inputs[past].dtype)
         if old is not None:
-            view[tuple(slice(size) for size in old.shape)] = old
+            both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
+            view[both] = old[both]
         self._bind_state(past, present, view)
 
     def share_state(self, owner: Engine) -> None:

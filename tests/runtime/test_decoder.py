@@ -122,6 +122,22 @@ def test_cache_grows_while_decoding(llama: Any, llama_bundle: Path, logits_of: L
     assert len(sizes) > 3
 
 
+def test_a_short_text_after_a_long_one_gets_a_small_cache(llama: Any, llama_bundle: Path, logits_of: LogitsOf) -> None:
+    decoder, text = open_decoder(llama_bundle, 1000), random_tokens(900)
+    decoder.prefill(text)
+    large = decoder._rows
+    decoder.reset(40)  # the beginning stays, and its rows are not computed again
+    short = [*text[:40], *random_tokens(30, seed=1)]
+    output = decoder.prefill(short[40:])[-1]
+    assert decoder._rows < large / 4
+    expected = logits_of(llama, short)
+    np.testing.assert_allclose(output.topk_logits[0, 0], expected[-1].max(), atol=1e-3)
+    for token in random_tokens(300, seed=2):  # and it grows again
+        output = step_one(decoder, token)
+        short.append(token)
+    np.testing.assert_allclose(output.topk_logits[0, 0], logits_of(llama, short)[-1].max(), atol=1e-3)
+
+
 def test_sliding_window_shorter_than_the_text(mistral: Any, mistral_bundle: Path, logits_of: LogitsOf) -> None:
     decoder, text = open_decoder(mistral_bundle, 128), random_tokens(128)
     expected = logits_of(mistral, text)

@@ -178,6 +178,35 @@ def test_costs_of_steps_that_are_measured_more_often_are_no_lower() -> None:
     assert np.mean(often) == pytest.approx(np.mean(seldom), rel=0.03)
 
 
+def test_a_new_text_keeps_what_rows_cost_beside_others() -> None:
+    """Steps of a longer text cost more; sizes that were not tried in it yet are dearer in proportion."""
+    pacer = Pacer(8, seconds=StepCosts({1: 1.0, 2: 1.2, 4: 3.0}))
+    pacer.begin()
+    assert [pacer.drafts() for _ in range(3)] == [False, False, True]
+    assert pacer.choose(np.ones(8)) == 1  # nothing is known before a plain step
+    pacer.record(1, 1, 2.0, 2.0, drafted=False)
+    assert [pacer.cost(rows) for rows in (1, 2, 3, 4)] == pytest.approx([2.0, 2.4, 4.2, 6.0])
+    pacer.record(2, 1, 2.2, 2.2, drafted=False)
+    assert pacer.cost(2) == 2.2
+    pacer.begin()
+    pacer.record(1, 1, 1.0, 1.0, drafted=False)
+    assert pacer.cost(2) == pytest.approx(1.1)
+    assert 2.0 < pacer.cost(4) < 3.0  # fades, and is tried again some day
+
+
+def test_a_new_request_gets_its_chance_soon() -> None:
+    """Drafts of one text never came true; those of the next always do."""
+    pacer = Pacer(MAX_ROWS, seconds=StepCosts({1: 1.0}))
+    simulate(Machine(0.1, 0.05), always(0.0), always(0.5), pacer=pacer)
+    pacer.begin()
+    outcome = simulate(Machine(0.1, 0.05), always(0.9), always(0.9), pacer=pacer, tokens=200)
+    assert next(place for rows, place in zip(outcome.rows, outcome.places, strict=True) if rows > 1) < 50
+    for _ in range(30):  # and what never comes true costs every short request little
+        pacer.begin()
+        outcome = simulate(Machine(0.1, 0.05), always(0.0), always(0.5), pacer=pacer, tokens=64)
+    assert np.mean(np.array(outcome.rows) > 1) < 0.3
+
+
 def test_prices_are_what_further_rows_cost() -> None:
     pacer = Pacer(4, seconds=StepCosts({1: 2.0, 2: 2.5, 3: 3.5, 4: 3.0}))
     assert pacer.prices == pytest.approx([0.25, 0.5, 0.0])  # at a token in two seconds

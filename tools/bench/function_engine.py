@@ -37,12 +37,13 @@ class FunctionEngine:
         return _sized(self._out, name, shape, self.outputs[name])
 
     def state(self, past: str, present: str, shape: Sequence[int]) -> None:
-        """A buffer that keeps its contents when it grows."""
+        """A buffer that keeps what fits into the new shape."""
         old = self._states.get(past)
         if old is None or old.shape != tuple(shape):
             self._states[past] = np.zeros(tuple(shape), self.inputs[past].dtype)
             if old is not None:
-                self._states[past][tuple(slice(size) for size in old.shape)] = old
+                both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
+                self._states[past][both] = old[both]
 
     def share_state(self, owner: Engine) -> None:
         """Uses the state of `owner`."""

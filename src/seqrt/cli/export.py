@@ -179,8 +179,9 @@ def _print(report: "Report", quality: Quality | None) -> None:
         print(f"blocks of the source: {_count(report.kept)} kept as they are; {_count(report.rounded)} rounded to int8")
     if report.differences:
         print("largest difference from torch")
+    width = max(map(len, report.differences), default=0) + 2
     for graph, outputs in report.differences.items():
-        print(f"  {graph:12}" + "  ".join(f"{name} {value:.1e}" for name, value in outputs.items()))
+        print(f"  {graph:{width}}" + "  ".join(f"{name} {value:.1e}" for name, value in outputs.items()))
     if quality is not None:
         cost = quality.perplexity / quality.source_perplexity - 1
         print(
