@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 _RECENT: Final = 9  # steps of a size whose median is its cost
 _FADE: Final = 0.8  # of a cost, per text in which it was not measured
-_PLAIN_FIRST: Final = 2  # steps of a text before any is drafted
 _REFRESH: Final = 32  # drafted steps after which a plain step is measured again: what it is judged by must be fresh
 _PRIOR_ROW: Final = 0.12  # cost of a further row before any is measured, in plain steps: optimistic, so it is tried
 _TRIAL_STEPS: Final = 12  # drafted steps before drafting is judged
@@ -35,37 +34,30 @@ class StepCosts(dict[int, float]):
     that, as a mean that forgets would be that believes short times sooner; and it lets outliers pass, when another
     process took the core.
 
-    Attributes:
-        earlier: by rows, what a step cost in plain steps in earlier texts.
+    What few rows cost and was not measured in a text fades, so that they are tried again: a longer text
+    makes all steps dearer, and it may have been a bad moment.
     """
 
     def __init__(self, known: Mapping[int, float] | None = None) -> None:
         super().__init__(known or {})
-        self.earlier: dict[int, float] = {}
         self._recent = {rows: deque([seconds], _RECENT) for rows, seconds in self.items()}
+        self._fresh: set[int] = set()
 
     def begin(self) -> None:
-        """A text starts, longer or shorter than the last: of what steps cost in that, proportions are kept.
-
-        What was not measured in the last text fades, so that it is tried again: it may have been a bad moment.
-        """
-        if 1 in self:
-            faded = {rows: 1.0 + _FADE * (ratio - 1.0) for rows, ratio in self.earlier.items()}
-            self.earlier = faded | {rows: seconds / self[1] for rows, seconds in self.items()}
-        self.clear()
-        self._recent.clear()
-
-    def known(self) -> dict[int, float]:
-        """Seconds by rows: as measured in this text, else as in earlier ones; none before a plain step."""
-        plain = self.get(1)
-        scaled = {} if plain is None else {rows: plain * ratio for rows, ratio in self.earlier.items()}
-        return scaled | self
+        """A text starts."""
+        plain = self.get(1, 0.0)
+        for rows in self.keys() - self._fresh - {1}:
+            if self[rows] < 2 * plain:  # to try it again in vain costs less than a token
+                self[rows] = plain + _FADE * (self[rows] - plain)
+                self._recent[rows] = deque([self[rows]], _RECENT)
+        self._fresh.clear()
 
     def add(self, rows: int, seconds: float) -> None:
         """A step with so many rows took so long."""
         recent = self._recent.setdefault(rows, deque(maxlen=_RECENT))
         recent.append(seconds)
         self[rows] = median_low(recent)
+        self._fresh.add(rows)
 
 
 @dataclass(slots=True)
@@ -96,7 +88,7 @@ class Pacer:
         """A request starts, of which the last one's text says little: drafting gets its chance soon."""
         self.seconds.begin()
         self._curve = None
-        self._pause = max(min(self._pause, _FIRST_PAUSE), _PLAIN_FIRST)
+        self._pause = min(self._pause, _FIRST_PAUSE)
         self._next_pause = min(self._next_pause, 2 * _FIRST_PAUSE)
         self._forget()
 
@@ -135,13 +127,12 @@ class Pacer:
     def _costs(self) -> npt.NDArray[np.float64]:
         """Seconds of steps with 1, 2, ... rows."""
         if self._curve is None:
-            known = self.seconds.known()
-            self._curve = np.array([self.cost(rows, known) for rows in range(1, self.max_rows + 1)])
+            self._curve = np.array([self.cost(rows) for rows in range(1, self.max_rows + 1)])
         return self._curve
 
-    def cost(self, rows: int, known: Mapping[int, float] | None = None) -> float:
+    def cost(self, rows: int) -> float:
         """Seconds of a step with so many rows: as measured, between measurements a line, beyond them its slope."""
-        known = self.seconds.known() if known is None else known
+        known = self.seconds
         if rows in known:
             return known[rows]
         if rows <= len(self.relative) and 1 in known:
