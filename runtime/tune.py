@@ -263,7 +263,8 @@ def tune(
     sizes = [rows for rows in ROWS if found.step[rows]]
     if not sizes:
         raise RequestError("the answers to these prompts end at once; give others with --prompts, or longer ones")
-    step = [float(np.median(found.step[rows])) for rows in sizes]
+    medians = [float(np.median(found.step[rows])) for rows in sizes]
+    step = np.minimum.accumulate(medians[::-1])[::-1].tolist()  # fewer rows cost no more; what adds to a time is noise
     rest = float(np.median(found.rest)) if found.rest else 0.0
     costs = np.interp(np.arange(1, sizes[-1] + 1), sizes, step) + rest
     choices = []

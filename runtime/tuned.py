@@ -72,6 +72,11 @@ class Choice:
     measured_tokens_per_second: float | None = None
 
 
+def is_chain(tree: str | None) -> bool:
+    """Whether a tree, None for a drafter's own, has no branches: that of a quantised bundle has none."""
+    return tree is None or set(tree) <= {"0", " "}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The tree that a request drafts with, None for the drafter's own, and the most nodes of a step."""
@@ -94,8 +99,7 @@ class Plan:
         rows = options.max_rows or MAX_ROWS
         if choice is None or options.tree is not None:
             return cls(options.tree, rows)
-        is_chain = choice.tree is None or set(choice.tree) <= {"0", " "}
-        if not exact and not is_chain:
+        if not exact and not is_chain(choice.tree):
             return cls(None, rows)
         if options.adaptive:
             return cls(DYNAMIC if choice.tree == DYNAMIC else None, rows)
@@ -135,6 +139,11 @@ class Tuning:
         """Cost of a step with 1, 2, ... rows, in steps with one row."""
         cost = np.interp(np.arange(1, self.rows[-1] + 1), self.rows, self.step_ms)
         return tuple((cost / cost[0]).tolist())
+
+    def with_others(self, before: "Tuning") -> "Tuning":
+        """With the choices of an earlier tuning for drafters that were not tuned now."""
+        kept = (choice for choice in before.choices if self.choice(choice.draft) is None)
+        return dataclasses.replace(self, choices=(*self.choices, *kept))
 
     def choice(self, draft: str) -> Choice | None:
         """What was found for a drafter."""

@@ -47,6 +47,14 @@ def test_a_tuned_bundle_is_used_where_it_was_tuned(seqrt: Seqrt, own: Path, prom
     assert text not in elsewhere.err
 
 
+def test_tuning_one_drafter_keeps_what_was_found_for_others(seqrt: Seqrt, own: Path, prompts: Path) -> None:
+    for draft in ("lookup", "medusa"):
+        assert seqrt(*arguments(own, prompts), "--draft", draft).code == 0
+    kept = [choice["draft"] for choice in json.loads((own / "tune.json").read_text())["choices"]]
+    assert kept == ["medusa", "lookup"]
+    assert "tune.json" in seqrt("inspect", own).out
+
+
 def test_tables_and_a_picture(seqrt: Seqrt, own: Path, prompts: Path, tmp_path: Path) -> None:
     picture = tmp_path / "curves.svg"
     result = seqrt(*arguments(own, prompts), "--draft", "lookup", "--plot", picture)

@@ -13,7 +13,7 @@ from seqrt.errors import BundleError
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.model import load
 from seqrt.runtime.options import Options
-from seqrt.runtime.tuned import Choice, Machine, Plan, Tuning, read_tuning
+from seqrt.runtime.tuned import Choice, Machine, Plan, Tuning, is_chain, read_tuning
 
 
 @pytest.fixture
@@ -142,3 +142,19 @@ def test_requests_come_first_and_then_what_was_tuned(
 def test_without_tuning_a_plan_is_what_the_request_says() -> None:
     assert Plan.of(Options(tree="0", adaptive=False), None, exact=True) == Plan("0", 64)
     assert Plan.of(Options(max_rows=7), None, exact=False) == Plan(None, 7)
+
+
+@pytest.mark.parametrize(
+    ("tree", "chain"), [(None, True), ("0 00", True), ("0 1", False), ("dynamic", False), ("mc_sim_7b_63", False)]
+)
+def test_what_is_a_chain(tree: str | None, chain: bool) -> None:
+    assert is_chain(tree) is chain
+
+
+def test_choices_for_other_drafters_are_kept(bundle: Bundle) -> None:
+    before = tuning(bundle)
+    other = dataclasses.replace(before.choices[0], draft="lookup", tree=None)
+    better = dataclasses.replace(before.choices[0], rows=5)
+    now = tuning(bundle, choices=(other,)).with_others(before)
+    assert [choice.draft for choice in now.choices] == ["lookup", "medusa"]
+    assert tuning(bundle, choices=(better,)).with_others(before).choices == (better,)

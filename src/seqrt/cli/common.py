@@ -59,7 +59,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
     "tree": (
         str | None,
         "TREE",
-        "Draft tree of heads: its name, rank paths such as '0 00 1', or dynamic; the heads' own if not given.",
+        "Draft tree of heads or recycling: a name, rank paths such as '0 00 1', or dynamic; their own if not given.",
     ),
     "corpus": (str | None, "FILE", "Text that --draft corpus drafts from."),
     "memory": (str | None, "FILE", "What --draft recycling begins with; run and chat write to it what they learn."),
@@ -68,7 +68,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
     "accept": (
         str | None,
         "RULE",
-        "greedy, match, reject or typical (lossy); the lossless one that fits if not given.",
+        "greedy, match, reject (drafters that sample) or typical (lossy); the lossless one that fits if not given.",
     ),
     "posterior_threshold": (float, None, "Of --accept typical."),
     "posterior_alpha": (float, None, "Of --accept typical."),

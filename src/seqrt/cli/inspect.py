@@ -8,6 +8,7 @@ import typer
 from seqrt.cli.common import BundlePath, Json, command
 from seqrt.cli.console import emit
 from seqrt.runtime.bundle import Manifest, open_bundle
+from seqrt.runtime.tuned import FILE
 
 
 @command("seqrt inspect smollm2 --verify")
@@ -29,6 +30,8 @@ def inspect(
         emit(dataclasses.asdict(manifest) | {"path": str(bundle), "bytes": num_bytes, "verified": verify})
         return
     lines = _describe(manifest, num_bytes)
+    if (bundle / FILE).exists():
+        lines.append(("tuned", f"{FILE}, used where it was made; `seqrt run` says when and why not"))
     if verify:
         lines.append(("verified", f"all {len(manifest.files)} files are as exported"))
     width = max(len(name) for name, _ in lines) + 2

@@ -64,10 +64,16 @@ def prompts_of(file: Path | None) -> list[Prompt]:
 
 def _remark(model: "Model", wanted: Sequence[Options]) -> None:
     """Says what the user may not expect of these options."""
+    from seqrt.runtime.tuned import is_chain
+
     if any(options.accept == "typical" for options in wanted):
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
     if model.tuning_note is not None:
         note(model.tuning_note)
+    if not model.bundle.manifest.is_exact:
+        for options in wanted:
+            if not is_chain(model.plan(options).tree):
+                note(f"--tree {options.tree} branches: with quantised weights that may change the text (README)")
     if model.tuning is None:
         return
     for options in wanted:

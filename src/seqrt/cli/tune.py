@@ -58,6 +58,7 @@ def tune(
         raise RequestError(f"{bundle} cannot be written, and {FILE} belongs there; copy the bundle elsewhere")
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
+    before = model.tuning
     model.tuning = model.tuning_note = None  # what was found before must not steer what is measured now
     wanted = [one for one in drafted(model, draft, options) if one.draft != "none"]
     if not wanted:
@@ -70,14 +71,18 @@ def tune(
         emit(dataclasses.asdict(tuning))
     else:
         _print(tuning)
+    if before is not None:
+        tuning = tuning.with_others(before)
     file = tuning.save(model.bundle)
     if plot is not None:
         from seqrt.cli.tune_plot import draw
 
         draw(tuning, plot)
     if tuning.prompts < len(asked):
-        note(f"{tuning.prompts} of {len(asked)} prompts fitted into --budget-seconds {budget_seconds:g}")
-    note(f"written to {file}; run, chat and profile use it on this machine")
+        note(
+            f"{tuning.prompts} of {len(asked)} prompts fitted into --budget-seconds {budget_seconds:g}; more are surer"
+        )
+    note(f"written to {file}: run, chat and profile start from these costs, and with --no-adaptive verify these trees")
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -108,29 +113,28 @@ def _print(tuning: "Tuning") -> None:
             for depth, row in enumerate(choice.acceptance[:_SHOWN_DEPTH], start=1)
         ],
     )
-    plain = tuning.plain_tokens_per_second
+    plain, measured = tuning.plain_tokens_per_second, tuning.measured_plain_tokens_per_second
     print_table(
-        ("draft", "rows", "tok/step", "draft ms", "predicted tok/s", "speed-up", "measured tok/s", "off by"),
+        ("draft", "rows", "tok/step", "draft ms", "predicted tok/s", "speed-up", "measured tok/s", "speed-up"),
         [
-            ("none", "1", "1.00", "", *_speeds(plain, plain, tuning.measured_plain_tokens_per_second)),
-            *(_row(choice, plain) for choice in tuning.choices),
+            ("none", "1", "1.00", "", *_speed(plain, plain), *_speed(measured, measured)),
+            *(_row(choice, plain, measured) for choice in tuning.choices),
         ],
     )
     for choice in tuning.choices:
         if choice.tree is not None:
             print(f"{choice.draft}: --tree {choice.tree if choice.tree == DYNAMIC else repr(choice.tree)}")
-    speeds = {"none": tuning.measured_plain_tokens_per_second or plain}
+    speeds = {"none": measured or plain}
     for choice in tuning.choices:
         speeds[choice.draft] = choice.measured_tokens_per_second or (choice.rows > 1) * choice.tokens_per_second
     print(f"fastest: --draft {max(speeds, key=lambda name: speeds[name])}")
 
 
-def _row(choice: "Choice", plain: float) -> tuple[str, ...]:
+def _row(choice: "Choice", plain: float, measured: float | None) -> tuple[str, ...]:
     draft_ms = f"{choice.draft_ms:.2f}" if choice.rows > 1 else ""
-    speeds = _speeds(choice.tokens_per_second, plain, choice.measured_tokens_per_second)
+    speeds = (*_speed(choice.tokens_per_second, plain), *_speed(choice.measured_tokens_per_second, measured))
     return (choice.draft, str(choice.rows), f"{choice.tokens_per_step:.2f}", draft_ms, *speeds)
 
 
-def _speeds(predicted: float, plain: float, measured: float | None) -> tuple[str, str, str, str]:
-    shown = ("", "") if measured is None else (f"{measured:.1f}", f"{predicted / measured - 1:+.1%}")
-    return (f"{predicted:.1f}", f"{predicted / plain:.2f}x", *shown)
+def _speed(value: float | None, plain: float | None) -> tuple[str, str]:
+    return ("", "") if not value or not plain else (f"{value:.1f}", f"{value / plain:.2f}x")

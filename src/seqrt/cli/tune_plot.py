@@ -18,8 +18,10 @@ def draw(tuning: "Tuning", file: Path) -> None:
     for choice in tuning.choices:
         rates = [sum(row) for row in choice.acceptance]
         acceptance.plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, label=choice.draft)
-    acceptance.set(title="right where the parent was", xlabel="depth", ylabel="any rank", ylim=(0, 1))
-    acceptance.set_xlim(0.5, 8.5)
+    acceptance.set(
+        title="acceptance where the parent was accepted", xlabel="depth", ylabel="share of steps", ylim=(0, 1)
+    )
+    acceptance.set_xlim(0.5, 6.5)
     acceptance.legend(frameon=False)
     names = ["none", *(f"{choice.draft}\n{choice.rows} rows" for choice in tuning.choices)]
     predicted = [tuning.plain_tokens_per_second, *(choice.tokens_per_second for choice in tuning.choices)]
@@ -29,5 +31,8 @@ def draw(tuning: "Tuning", file: Path) -> None:
     speed.bar([place + 0.2 for place in places], [value or 0.0 for value in measured], 0.4, label="measured")
     speed.set(title="speed", ylabel="tokens/s")
     speed.set_xticks(list(places), names)
-    speed.legend(frameon=False, loc="lower right")
+    speed.set_ylim(0, 1.3 * max([*predicted, *(value or 0.0 for value in measured)]))
+    speed.legend(frameon=False, loc="upper center", ncols=2)
+    machine = tuning.machine
+    figure.suptitle(f"{machine.cpu}, {machine.cores} cores, {machine.engine}, {tuning.prompts} prompts", fontsize=9)
     figure.savefig(file, dpi=150)
