@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 REPLACEMENT = "\ufffd"
+_REPLACEMENT_BYTES = ["<0xEF>", "<0xBF>", "<0xBD>"]
 MAX_BYTES_HELD = 3  # an unfinished UTF-8 character has at most that many bytes
 
 
@@ -89,7 +90,8 @@ class _Window:
             return ""
         self._pending.append(token)
         piece = self._piece()
-        self._num_broken = self._num_broken + 1 if piece.endswith(REPLACEMENT) else 0
+        is_broken = piece.endswith(REPLACEMENT) and not self._ends_in_literal()
+        self._num_broken = self._num_broken + 1 if is_broken else 0
         if not piece or 0 < self._num_broken <= MAX_BYTES_HELD:
             return ""
         self._context, self._pending, self._num_broken = self._pending, [], 0
@@ -100,6 +102,10 @@ class _Window:
         piece = self._piece() if self._pending else ""
         self._context, self._context_text, self._pending, self._num_broken = [], "", [], 0
         return piece
+
+    def _ends_in_literal(self) -> bool:
+        """Whether the last tokens are the bytes of U+FFFD itself: a character that is complete."""
+        return [self._tokenizer.id_to_token(token) for token in self._pending[-3:]] == _REPLACEMENT_BYTES
 
     def _piece(self) -> str:
         text = self._decode(self._context + self._pending)

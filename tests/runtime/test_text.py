@@ -125,6 +125,7 @@ LLAMA_PIECES = [[token] for token in range(259, 269)] + [[1], [2]]
         max_size=20,
     )
 )
+@example([[3 + byte for byte in "\ufffd".encode()], [3 + byte for byte in "\x80".encode()]])
 def test_any_valid_byte_fallback_tokens_stream_to_their_text(groups: list[list[int]]) -> None:
     check(llama(), [token for group in groups for token in group])
 
