@@ -127,27 +127,30 @@ class Pacer:
     def _costs(self) -> npt.NDArray[np.float64]:
         """Seconds of steps with 1, 2, ... rows."""
         if self._curve is None:
-            self._curve = np.array([self.cost(rows) for rows in range(1, self.max_rows + 1)])
+            self._curve = self._computed()
         return self._curve
 
     def cost(self, rows: int) -> float:
-        """Seconds of a step with so many rows: as measured, between measurements a line, beyond them its slope."""
-        known = self.seconds
-        if rows in known:
-            return known[rows]
-        if rows <= len(self.relative) and 1 in known:
-            return known[1] * self.relative[rows - 1]
-        below = max((n for n in known if n < rows), default=None)
-        above = min((n for n in known if n > rows), default=None)
-        if below is None:
-            return known[above] if above is not None else 0.0
-        if above is not None:
-            share = (rows - below) / (above - below)
-            return known[below] + share * (known[above] - known[below])
-        slope = _PRIOR_ROW * known.get(1, known[below])
-        if below > 1 and 1 in known:
-            slope = max(slope, (known[below] - known[1]) / (below - 1))
-        return known[below] + slope * (rows - below)
+        """Seconds of a step with so many rows, at most `max_rows`: as measured, between measurements a line."""
+        return float(self._computed()[rows - 1])
+
+    def _computed(self) -> npt.NDArray[np.float64]:
+        """Seconds of all sizes: as measured, as tuned, on lines between measurements, beyond them their slope."""
+        rows, known = np.arange(1, self.max_rows + 1), self.seconds
+        if not known:
+            return np.zeros(self.max_rows)
+        sizes = sorted(known)
+        curve: npt.NDArray[np.float64] = np.interp(rows, sizes, [known[size] for size in sizes])
+        last = sizes[-1]
+        slope = _PRIOR_ROW * known.get(1, known[last])
+        if last > 1 and 1 in known:
+            slope = max(slope, (known[last] - known[1]) / (last - 1))
+        curve += slope * np.maximum(rows - last, 0)
+        if self.relative and 1 in known:
+            count = min(len(self.relative), self.max_rows)
+            tuned = np.isin(rows[:count], sizes, invert=True)
+            curve[:count][tuned] = known[1] * np.asarray(self.relative[:count])[tuned]
+        return curve
 
     def record(self, rows: int, emitted: int, step_seconds: float, total_seconds: float, *, drafted: bool) -> None:
         """A step ended: its rows, the tokens it emitted, its own time and that of the whole round."""
