@@ -4,6 +4,7 @@ Tracing the 30 layers of a small model takes torch half a minute; one layer take
 """
 
 from collections.abc import Collection, Mapping
+from typing import Final
 
 import onnx_ir as ir
 import torch
@@ -15,6 +16,11 @@ from seqrt.graphs.decoder import NUM_CANDIDATES, Compaction, Frame, Layer, Reado
 from seqrt.runtime.bundle import INNER
 
 _IR_VERSION = 11  # what ONNX 1.18 and later write for opset 24
+_IR_TYPES: Final = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
 _T, _A, _C, _R = 8, 3, 32, 2  # example sizes; all different, so that no two symbols are taken for one
 
 
@@ -39,17 +45,18 @@ class _LayerStep(nn.Module):
         return result
 
 
-def decoder_graph(config: DecoderConfig, offsets: Collection[int] = ()) -> ir.Graph:
+def decoder_graph(config: DecoderConfig, offsets: Collection[int] = (), dtype: torch.dtype = torch.float32) -> ir.Graph:
     """The graph of docs/architecture.md, section "Decoder graph".
 
     Args:
         config: the model's shape.
         offsets: of inner layers, counted back from the last, whose hidden states are outputs too.
+        dtype: of weights, caches and what is computed between them.
 
     Its initialisers carry the canonical names of `graphs.decoder.Decoder` parameters and placeholder values:
     `exporter.weights` replaces them.
     """
-    frame, layer, readout = _trace_frame(config), _trace_layer(config), _trace_readout(config)
+    frame, layer, readout = _trace_frame(config, dtype), _trace_layer(config, dtype), _trace_readout(config, dtype)
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="decoder")
     cache = _cache_shape(config)
     inputs = {
@@ -59,7 +66,7 @@ def decoder_graph(config: DecoderConfig, offsets: Collection[int] = ()) -> ir.Gr
         "past_len": _input("past_len", ir.DataType.INT64, [1]),
         "logit_rows": _input("logit_rows", ir.DataType.INT64, ["R"]),
     }
-    inputs |= {f"past_{name}": _input(f"past_{name}", ir.DataType.FLOAT, cache) for name in _caches(config)}
+    inputs |= {f"past_{name}": _input(f"past_{name}", _IR_TYPES[dtype], cache) for name in _caches(config)}
     graph.inputs.extend(inputs.values())
 
     shared = _splice(graph, frame, "", {**inputs, "past_key": inputs["past_key.0"]})
@@ -67,7 +74,7 @@ def decoder_graph(config: DecoderConfig, offsets: Collection[int] = ()) -> ir.Gr
     present, inner = [], []
     for i, kind in enumerate(config.layer_kinds):
         if config.num_layers - i in offsets:
-            inner.append(_renamed(x, f"{INNER}{config.num_layers - i}"))
+            inner.append(_as_float(graph, x, f"{INNER}{config.num_layers - i}"))
         values = {"x": x, "write": inputs["past_len"]}
         values |= {name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared}
         values |= {f"past_{part}": inputs[f"past_{part}.{i}"] for part in ("key", "value")}
@@ -93,12 +100,32 @@ def decoder_graph(config: DecoderConfig, offsets: Collection[int] = ()) -> ir.Gr
     return graph
 
 
-def compaction_graph(config: DecoderConfig) -> ir.Graph:
+def logits_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> ir.Graph:
+    """Hidden `[R, H]` -> logits `[R, V]`, for what the top K do not answer; both float32."""
+    example = {"hidden": torch.zeros(2, config.hidden_size)}
+    graph = trace(Logits(config).to(dtype), example, ["logits"], {"hidden": {0: "R"}})
+    graph.name = "logits"
+    return graph
+
+
+class Logits(nn.Module):
+    """The output layer alone."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[R, H]` to `[R, V]`."""
+        return self.head(hidden.to(self.head.weight.dtype)).float()  # type: ignore[no-any-return]
+
+
+def compaction_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> ir.Graph:
     """The graph of docs/architecture.md, section "Compaction graph"; it has no weights."""
     part = trace(
         Compaction(),
         {
-            "past": torch.zeros(1, config.num_kv_heads, _C, config.head_dim),
+            "past": torch.zeros(1, config.num_kv_heads, _C, config.head_dim, dtype=dtype),
             "keep": torch.arange(_A),
             "write": torch.tensor([0]),
         },
@@ -110,7 +137,7 @@ def compaction_graph(config: DecoderConfig) -> ir.Graph:
     keep, write = _input("keep", ir.DataType.INT64, ["A"]), _input("write", ir.DataType.INT64, [1])
     graph.inputs.extend([keep, write])
     for name in _caches(config):
-        past = _input(f"past_{name}", ir.DataType.FLOAT, _cache_shape(config))
+        past = _input(f"past_{name}", _IR_TYPES[dtype], _cache_shape(config))
         graph.inputs.append(past)
         made = _splice(graph, part, f"{name}.", {"past": past, "keep": keep, "write": write})
         made["present"].shape = past.shape
@@ -146,6 +173,16 @@ def _renamed(value: ir.Value, name: str) -> ir.Value:
     return value
 
 
+def _as_float(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+    """`value` under that name, as float32."""
+    if value.dtype == ir.DataType.FLOAT:
+        return _renamed(value, name)
+    node = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.append(node)
+    return _renamed(node.outputs[0], name)
+
+
 def _splice(graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
     """Appends a copy of `part`, its inputs replaced by values of `graph`; returns its outputs by name.
 
@@ -168,20 +205,20 @@ def _splice(graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, i
             num_outputs=len(node.outputs),
         )
         for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.type = f"{prefix}{part.name}.{old.name}", old.type
+            new.name, new.type, new.shape = f"{prefix}{part.name}.{old.name}", old.type, old.shape
             values[old] = new
         graph.append(copy)
     return {str(value.name): values[value] for value in part.outputs}
 
 
-def _trace_frame(config: DecoderConfig) -> ir.Graph:
-    frame = Frame(config)
+def _trace_frame(config: DecoderConfig, dtype: torch.dtype) -> ir.Graph:
+    frame = Frame(config).to(dtype)
     arguments = {
         "token_ids": torch.zeros(1, _T, dtype=torch.int64),
         "ancestors": torch.ones(_T, _T, dtype=torch.bool),
         "depth": torch.arange(_T),
         "past_len": torch.tensor([_A]),
-        "past_key": torch.zeros(1, config.num_kv_heads, _C, config.head_dim),
+        "past_key": torch.zeros(1, config.num_kv_heads, _C, config.head_dim, dtype=dtype),
     }
     symbols = {
         "token_ids": {1: "T"},
@@ -201,14 +238,14 @@ def _shared_names(config: DecoderConfig) -> tuple[str, ...]:
     return ("mask", "cos", "sin") if config.ropes else ("mask",)
 
 
-def _trace_layer(config: DecoderConfig) -> ir.Graph:
+def _trace_layer(config: DecoderConfig, dtype: torch.dtype) -> ir.Graph:
     cache = (1, config.num_kv_heads, _C, config.head_dim)
     arguments = {
-        "x": torch.zeros(1, _T, config.hidden_size),
-        "past_key": torch.zeros(cache),
-        "past_value": torch.zeros(cache),
+        "x": torch.zeros(1, _T, config.hidden_size, dtype=dtype),
+        "past_key": torch.zeros(cache, dtype=dtype),
+        "past_value": torch.zeros(cache, dtype=dtype),
         "write": torch.tensor([0]),
-        "mask": torch.zeros(1, 1, _T, _C),
+        "mask": torch.zeros(1, 1, _T, _C, dtype=dtype),
     }
     symbols = {
         "x": {1: "T"},
@@ -217,16 +254,16 @@ def _trace_layer(config: DecoderConfig) -> ir.Graph:
         "mask": {2: "T", 3: "C"},
     }
     for name in ("cos", "sin") if config.ropes else ():
-        arguments[name] = torch.zeros(1, _T, config.head_dim // 2)
+        arguments[name] = torch.zeros(1, _T, config.head_dim // 2, dtype=dtype)
         symbols[name] = {1: "T"}
-    graph = trace(_LayerStep(config), arguments, ["y", "present_key", "present_value"], symbols)
+    graph = trace(_LayerStep(config).to(dtype), arguments, ["y", "present_key", "present_value"], symbols)
     graph.name = "layer"
     return graph
 
 
-def _trace_readout(config: DecoderConfig) -> ir.Graph:
-    arguments = {"x": torch.zeros(1, _T, config.hidden_size), "logit_rows": torch.arange(_R)}
+def _trace_readout(config: DecoderConfig, dtype: torch.dtype) -> ir.Graph:
+    arguments = {"x": torch.zeros(1, _T, config.hidden_size, dtype=dtype), "logit_rows": torch.arange(_R)}
     outputs = ["topk_ids", "topk_logits", "logsumexp", "hidden"]
-    graph = trace(Readout(config), arguments, outputs, {"x": {1: "T"}, "logit_rows": {0: "R"}})
+    graph = trace(Readout(config).to(dtype), arguments, outputs, {"x": {1: "T"}, "logit_rows": {0: "R"}})
     graph.name = "readout"
     return graph

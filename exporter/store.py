@@ -24,7 +24,11 @@ class WeightStore:
         self._tensors: dict[str, ir.TensorProtocol] = {}
 
     def initializer(self, graph: ir.Graph, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
-        """The initialiser `name` of `graph`, its data written at the first call with that name."""
+        """The initialiser `name` of `graph`, its data written as `dtype` at the first call with that name.
+
+        Raises:
+            ExportError: a value does not fit into half precision.
+        """
         if name in graph.initializers:
             return graph.initializers[name]
         if name not in self._tensors:
@@ -35,7 +39,7 @@ class WeightStore:
         """The tensor `name` for the traced parameter `place`, read and written at the first call.
 
         Raises:
-            ExportError: its shape is not the parameter's.
+            ExportError: its shape is not the parameter's, or a value does not fit into half precision.
         """
         if name not in self._tensors:
             array = read()
@@ -57,7 +61,10 @@ class WeightStore:
         return value
 
     def _write(self, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.TensorProtocol:
-        data = _packed(array) if dtype in (ir.DataType.UINT4, ir.DataType.INT4) else np.ascontiguousarray(array)
+        if dtype in (ir.DataType.UINT4, ir.DataType.INT4):
+            data: npt.NDArray[np.generic] = _packed(array)
+        else:
+            data = _cast(name, array, dtype)
         if data.nbytes <= _INLINE_BYTES:
             if dtype in (ir.DataType.UINT4, ir.DataType.INT4):
                 return ir.PackedTensor(data, dtype, shape=ir.Shape(array.shape), name=name)
@@ -76,9 +83,18 @@ class WeightStore:
         )
 
 
+def _cast(name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> npt.NDArray[np.generic]:
+    """Contiguous values of the type that the graph says."""
+    if array.dtype == np.float32 and dtype == ir.DataType.FLOAT16:
+        largest = float(np.abs(array.astype(np.float32)).max(initial=0.0))
+        if largest > np.finfo(np.float16).max:
+            raise ExportError(f"{name} holds {largest:.3g}, above what fp16 holds (65504); export with --dtype bf16")
+    return np.ascontiguousarray(array, dtype.numpy())
+
+
 def _packed(codes: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """Two 4-bit codes a byte, the first in the low half."""
-    flat = codes.reshape(-1).astype(np.uint8)
+    flat = codes.reshape(-1).astype(np.uint8) & np.uint8(15)
     return flat[0::2] | flat[1::2] << np.uint8(4)
 
 

@@ -10,6 +10,8 @@ The three parts are modules of their own because the exporter traces each distin
 Moving the accepted rows of a tree together is a graph of its own, Compaction: most steps need none, and in the
 decoder its nodes would cost every step (docs/decisions/0005-compaction.md).
 Shapes: T query rows, R logit rows, A kept rows, C cache capacity, H hidden size, D head size.
+Every module computes in the type of its parameters. What the host reads or writes is float32 in any case, and so are
+the sums over a whole vocabulary, which half precision would spoil.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ class UnitRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of any shape, normalised over the last dimension."""
-        return nn.functional.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+        wide = nn.functional.rms_norm(x.float(), self.normalized_shape, self.weight.float() + 1, self.eps)
+        return wide.to(x.dtype)  # half precision has too few digits for the sum
 
 
 def norm(config: DecoderConfig, size: int) -> nn.Module:
@@ -116,7 +119,7 @@ class Frame(nn.Module):
         if kind == "sliding":
             offset = torch.where(is_new, depth[slot], column)  # position of each cache row, relative to past_len
             mask = mask & (depth[:, None] - offset < (self.config.sliding_window or 0))
-        return torch.where(mask, 0.0, -torch.inf)[None, None]
+        return torch.where(mask, 0.0, -torch.inf).to(self.embed.weight.dtype)[None, None]
 
 
 class Attention(nn.Module):
@@ -224,11 +227,11 @@ class Readout(nn.Module):
         self.num_candidates = min(NUM_CANDIDATES, config.vocab_size)
 
     def forward(self, x: Tensor, logit_rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Top-K ids and logits `[R, K]` (descending), logsumexp `[R]`, hidden `[T, H]`."""
+        """Top-K ids and logits `[R, K]` (descending), logsumexp `[R]`, hidden `[T, H]`; floats as float32."""
         hidden = self.norm(x)[0]
-        logits = self.head(hidden.index_select(0, logit_rows))
+        logits = self.head(hidden.index_select(0, logit_rows)).float()
         top = torch.topk(logits, self.num_candidates)
-        return top.indices, top.values, log_sum_exp(logits, top.values[:, :1])[:, 0], hidden
+        return top.indices, top.values, log_sum_exp(logits, top.values[:, :1])[:, 0], hidden.float()
 
 
 class Decoder(nn.Module):

@@ -65,8 +65,8 @@ class HydraHead(nn.Module):
         self.tokens = nn.Parameter(torch.zeros(vocab_size, dtype=torch.int64), requires_grad=False)
 
     def forward(self, state: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
-        """`state` `[1, H]` and `path` int64 `[P, i + 1]` to token ids int64 and log-probabilities, `[P, k]`."""
-        x = state.expand(path.shape[0], -1)
+        """`state` float32 `[1, H]` and `path` int64 `[P, i + 1]` to token ids and log-probabilities, `[P, k]`."""
+        x = state.to(self.first.dtype).expand(path.shape[0], -1)
         if self.is_grounded:
             x = torch.cat([x, self.embed(path).flatten(1) * self.embedding_scale], 1)
         inner, straight = (x @ self.first + self.first_bias).chunk(2, 1)
@@ -76,6 +76,7 @@ class HydraHead(nn.Module):
         logits = y @ self.output
         if self.output_bias is not None:
             logits = logits + self.output_bias
+        logits = logits.float()
         top = torch.topk(logits, self.top_k)
         return self.tokens[top.indices], top.values - log_sum_exp(logits, top.values[:, :1])
 
@@ -123,16 +124,17 @@ class PrefixLayer(nn.Module):
     def forward(
         self, hidden: Tensor, past_len: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`hidden` `[A, H]` of newly accepted rows, behind `past_len` int64 `[1]` earlier ones.
+        """`hidden` float32 `[N, H]` of newly accepted rows, behind `past_len` int64 `[1]` earlier ones.
 
         Returns:
-            The state `[1, H]` of the last row, and the caches `[1, kv heads, C, D]` with the new rows in place.
+            The state float32 `[1, H]` of the last row, and the caches `[1, kv heads, C, D]` with the new rows in place.
         """
         row = torch.arange(hidden.shape[0])
         column = torch.arange(past_key.shape[2])[None] - past_len
-        mask = torch.where(column <= row[:, None], 0.0, -torch.inf)[None, None]
+        dtype = past_key.dtype
+        mask = torch.where(column <= row[:, None], 0.0, -torch.inf).to(dtype)[None, None]
         position = past_len + row
         cos, sin = self.get_buffer("rotations")[:, position]
         rows = Rows(cos[None], sin[None], mask, past_len)
-        y, key, value = self.layer(hidden[None], rows, past_key, past_value)
-        return self.norm(y[0, -1:]), key, value
+        y, key, value = self.layer(hidden[None].to(dtype), rows, past_key, past_value)
+        return self.norm(y[0, -1:]).float(), key, value

@@ -38,11 +38,12 @@ class MedusaHeads(nn.Module):
         self.tokens = nn.Parameter(torch.zeros(vocab_size, dtype=torch.int64), requires_grad=False)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden` `[1, H]` to token ids int64 and log-probabilities, `[heads, k]`."""
+        """`hidden` float32 `[1, H]` to token ids int64 and log-probabilities float32, `[heads, k]`."""
+        hidden = hidden.to(self.first.dtype)
         z = (hidden @ self.first).view(self.num_heads, 1, -1) + self.biases[0]
         z = hidden[None] + nn.functional.silu(z)
         for weight, bias in zip(self.later, list(self.biases)[1:], strict=True):
             z = z + nn.functional.silu(z @ weight + bias)
-        logits = (z @ self.output)[:, 0]
+        logits = (z @ self.output)[:, 0].float()
         top = torch.topk(logits, self.top_k)
         return self.tokens[top.indices], top.values - log_sum_exp(logits, top.values[:, :1])

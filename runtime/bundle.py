@@ -23,6 +23,7 @@ MANIFEST: Final = "seqrt.json"
 _ROLES: Final = ("decoder", "logits", "compaction")  # graphs of every bundle
 RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
+STATIC_ROOM: Final = 512  # rows of caches beyond the capacity in graphs for TensorRT: most of a prompt in one call
 INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
 _MAX_MANIFEST_BYTES: Final = 1 << 24
 _MAX_DIMENSION: Final = 1 << 31

@@ -1,5 +1,6 @@
 """Draft heads as graphs of their own: they run on the accepted row, not on every node of a tree. A file a method."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,6 +17,7 @@ from seqrt.runtime.bundle import HeadInfo
 
 TOP_K: Final = 10  # candidates of each head: what the published trees ask for
 EMBEDDING: Final = "embed.weight"  # a table of the base model that heads read too
+_CACHES: Final = ("past_key", "past_value")
 _GUESSES: Final = ("token_ids", "log_probabilities")
 
 Array = npt.NDArray[np.float32]
@@ -41,9 +43,11 @@ class HeadGraph:
     symbols: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
 
-    def trace(self) -> ir.Graph:
-        """The ONNX graph; its initialisers are the module's parameters."""
-        graph = trace(self.module, self.inputs, self.outputs, self.symbols)
+    def trace(self, dtype: torch.dtype = torch.float32) -> ir.Graph:
+        """The ONNX graph; its initialisers are the module's parameters, its caches and what it computes are `dtype`."""
+        module = self.module if dtype == torch.float32 else copy.deepcopy(self.module).to(dtype)
+        inputs = {name: value.to(dtype) if name in _CACHES else value for name, value in self.inputs.items()}
+        graph = trace(module, inputs, self.outputs, self.symbols)
         graph.name = self.role
         return graph
 

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqrt.errors import ExportError
+from seqrt.exporter.blocks import rewrite
 from seqrt.exporter.check import run_exact
 from seqrt.exporter.checkpoints import QuantBlocks
-from seqrt.exporter.quantize import BLOCK, as_computed, pack, quantized, require_blocks, rewrite, round_int8
+from seqrt.exporter.quantize import BLOCK, as_computed, pack, quantized, require_blocks, round_int8
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.weights import DecoderWeights
 
