@@ -15,7 +15,7 @@ from seqrt.exporter.blocks import rewrite
 from seqrt.exporter.check import check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import QuantBlocks
 from seqrt.exporter.heads import EMBEDDING, HeadGraph, Heads
-from seqrt.exporter.passes import fix_dimension
+from seqrt.exporter.passes import fix_dimension, turn_weights
 from seqrt.exporter.quantize import BLOCK, Method, as_computed, quantized, round_int8
 from seqrt.exporter.stitch import compaction_graph, decoder_graph, logits_graph, model_of, parameters_of
 from seqrt.exporter.store import WeightStore, weight_store
@@ -75,7 +75,7 @@ class Assembly:
                 self._quantize(parameters_of(traced["decoder"]), progress)
                 for variant in (variant for variant in variants if variant.dtype == dtype):
                     progress(f"writing {variant.name}")
-                    name = self._weights_file(variant)
+                    name = variant.weights
                     if name not in stores:
                         stores[name] = stack.enter_context(weight_store(folder / name))
                     written[variant] = {
@@ -127,49 +127,44 @@ class Assembly:
         is_rounded = self.quantize != "none" and value.ndim == 2 and value.shape[0] % BLOCK == 0
         return round_int8(value.T) if is_rounded else None
 
-    def _weights_file(self, variant: Variant) -> str:
-        """Quantised, ONNX Runtime and TensorRT hold the same weights in other forms."""
-        is_signed = self.quantize != "none" and not variant.target.is_native
-        return f"signed.{variant.weights}" if is_signed else variant.weights
-
     def _written(self, graph: ir.Graph, role: str, variant: Variant, store: WeightStore, folder: Path) -> ir.Graph:
         part = next((part for part in self.parts if part.role == role), None)
+        signed = not variant.target.is_native
         if part is None:
-            self._fill(graph, store, signed=not variant.target.is_native)
+            self._fill(graph, store, signed=signed)
         else:
-            self._fill_heads(graph, part, store, signed=not variant.target.is_native)
+            self._fill_heads(graph, part, store, signed=signed)
         variant.lower(model_of(graph))
         ir.save(model_of(graph), folder / variant.file(role))
         return graph
 
     def _fill(self, graph: ir.Graph, store: WeightStore, *, signed: bool) -> None:
         """Gives the parameters of a decoder or logits graph their values, quantised where `blocks` says so."""
-        blocks = self.blocks
+        blocks = {name: kept for name, kept in self.blocks.items() if name in graph.initializers}
         names = [name for name in parameters_of(graph) if name not in blocks]
-        own_blocks = {name: kept for name, kept in blocks.items() if name in graph.initializers}
-        rewrite(graph, own_blocks, partial(store.initializer, graph), signed=signed)
+        rewrite(graph, blocks, partial(store.initializer, graph), signed=signed)
         tied = self.weights.checkpoint.config.tied_embeddings
-        for name in names:
-            value = graph.initializers[name]
-            own = "embed.weight" if tied and name == "head.weight" else name
-            value.const_value = store.tensor(own, partial(self.weights.tensor, own), value)
+
+        def own(name: str) -> str:
+            return "embed.weight" if tied and name == "head.weight" else name
+
+        _place(graph, names, own, lambda name: self.weights.tensor(own(name)), store, turn=signed)
 
     def _fill_heads(self, graph: ir.Graph, part: HeadGraph, store: WeightStore, *, signed: bool) -> None:
         """The same for a graph of draft heads."""
-        names, blocks = part.shared, self._head_blocks[part.role]
+        shared, blocks = part.shared, self._head_blocks[part.role]
         state = {key: value.numpy() for key, value in part.module.state_dict().items()}
+        names = [key for key in state if key in graph.initializers and key not in blocks]
 
         def own(key: str) -> str:
             """Name in the store of a parameter, or of a part of it."""
-            shared = next((name for name in names if key == name or key.startswith(f"{name}.")), None)
-            return f"{part.role}.{key}" if shared is None else names[shared] + key.removeprefix(shared)
+            base = next((name for name in shared if key == name or key.startswith(f"{name}.")), None)
+            return f"{part.role}.{key}" if base is None else shared[base] + key.removeprefix(base)
 
-        for key in state.keys() & graph.initializers.keys() - blocks.keys():
-            value = graph.initializers[key]
-            value.const_value = store.tensor(own(key), partial(state.__getitem__, key), value)
         rewrite(
             graph, blocks, lambda key, array, dtype: store.initializer(graph, own(key), array, dtype), signed=signed
         )
+        _place(graph, names, own, state.__getitem__, store, turn=signed)
 
     def _check(self, folder: Path, variants: Sequence[Variant], progress: Progress) -> None:
         """Each graph against torch with the weights as quantised, so that only the graph is judged."""
@@ -200,6 +195,29 @@ class Assembly:
             opset=variant.target.opset,
             weight_bytes=_weight_bytes(graph),
         )
+
+
+def _place(
+    graph: ir.Graph,
+    names: Sequence[str],
+    own: Callable[[str], str],
+    read: Callable[[str], npt.NDArray[np.generic]],
+    store: WeightStore,
+    *,
+    turn: bool,
+) -> None:
+    """Gives parameters their values, held by the store under the names that `own` says; matrices turned if asked."""
+    turned = turn_weights(graph) if turn else set()
+    for name in names:
+        value = graph.initializers[name]
+        if name in turned:
+            value.const_value = store.tensor(f"{own(name)}.turned", partial(_turned, read, name), value)
+        else:
+            value.const_value = store.tensor(own(name), partial(read, name), value)
+
+
+def _turned(read: Callable[[str], npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.generic]:
+    return read(name).T
 
 
 def _weight_bytes(graph: ir.Graph) -> int:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from seqrt.errors import ExportError
-from seqrt.exporter.passes import LOWERINGS, FoldRows
+from seqrt.exporter.passes import LOWERINGS, FoldRows, GatherHalves
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 Engine = Literal["ort", "rtx", "trt"]
@@ -48,7 +48,7 @@ class Target:
 
     @property
     def is_native(self) -> bool:
-        """Whether the engine is ONNX Runtime, which takes any cache size and unsigned codes."""
+        """Whether the engine is ONNX Runtime, which takes caches of any size, unsigned codes and weights `[K, N]`."""
         return self.engine == "ort"
 
 
@@ -138,8 +138,9 @@ class Variant:
 
     @property
     def weights(self) -> str:
-        """Name of the file with its weights; variants with the same one share it, unless they are quantised."""
-        return "weights.bin" if self.dtype == "fp32" else f"weights.{self.dtype}.bin"
+        """Name of the file with its weights, which variants with the same name share."""
+        kinds = (*(() if self.target.is_native else ("trt",)), *(() if self.dtype == "fp32" else (self.dtype,)))
+        return ".".join(("weights", *kinds, "bin"))
 
     def file(self, role: str) -> str:
         """Name of the graph's file."""
@@ -153,6 +154,8 @@ class Variant:
         """
         if self.target.is_native and self.dtype == "fp32":  # for CPUs; half precision is for GPUs
             FoldRows()(model)
+        if not self.target.is_native:
+            GatherHalves()(model)
         for op_type in sorted({node.op_type for node in model.graph}):
             if not imports(self.target, op_type) and op_type in LOWERINGS:
                 LOWERINGS[op_type]()(model)

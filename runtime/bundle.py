@@ -49,8 +49,8 @@ class GraphInfo:
 
     Attributes:
         role: "decoder", "logits", "compaction" or the name of draft heads.
-        dtype: of its floats.
-        profile: whose operators it uses.
+        dtype: of its floats: fp32, fp16 or bf16.
+        profile: whose operators it uses: ort, rtx, trt11, trt10.16 or trt10.3.
         weight_bytes: what one run reads of the weights; of a table that rows are gathered from, nothing counts.
     """
 
@@ -123,6 +123,11 @@ class Manifest:
     schema: int = SCHEMA
 
     @property
+    def variants(self) -> tuple[str, ...]:
+        """In which forms every graph is there: whose operators, and the type of the floats, such as "rtx-fp16"."""
+        return tuple(dict.fromkeys(f"{graph.profile}-{graph.dtype}" for graph in self.graphs))
+
+    @property
     def is_exact(self) -> bool:
         """Whether products are computed in float, so that the shape of a tree makes no difference that counts."""
         return self.quantization == "none"
@@ -153,17 +158,28 @@ class Bundle:
         """Contents of a text file, None if the bundle has none of that name."""
         return self.file(name).read_text(encoding="utf-8") if name in self.manifest.files else None
 
-    def graph(self, role: str) -> Path:
-        """Path of the graph that plays `role`.
+    def info(self, role: str, variant: str) -> GraphInfo:
+        """The graph that plays `role` in a variant such as "ort-fp32".
 
         Raises:
             BundleError: the bundle has none.
         """
         for graph in self.manifest.graphs:
-            if graph.role == role:
-                return self.file(graph.path)
-        held = ", ".join(graph.role for graph in self.manifest.graphs)
-        raise BundleError(f"{self.path} has no {role!r} graph, only {held}; export the model again")
+            if graph.role == role and f"{graph.profile}-{graph.dtype}" == variant:
+                return graph
+        held = ", ".join(dict.fromkeys(graph.role for graph in self.manifest.graphs))
+        raise BundleError(
+            f"{self.path} has no {role!r} graph for {variant}; it has {held} for {', '.join(self.manifest.variants)};"
+            " export the model again"
+        )
+
+    def graph(self, role: str, variant: str = "ort-fp32") -> Path:
+        """Path of that graph.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        return self.file(self.info(role, variant).path)
 
     def verify(self) -> None:
         """Checks the hash of every file.
@@ -284,13 +300,16 @@ def _check_shapes(manifest: Manifest, file: Path) -> None:
 
 
 def _check_roles(manifest: Manifest, file: Path) -> None:
-    roles = [graph.role for graph in manifest.graphs]
     if taken := {head.name for head in manifest.heads} & set(RESERVED_NAMES):
         raise BundleError(f"{file} has draft heads called {min(taken)}, a reserved name; export again")
     needed = [role for head in manifest.heads for role in (*head.graphs, head.prefix) if role is not None]
-    for role in (*_ROLES, *needed):
-        if roles.count(role) != 1:
-            raise BundleError(f"{file} has {roles.count(role)} graphs for {role!r}, expected 1; export again")
+    for variant in manifest.variants or ("any engine",):
+        roles = [graph.role for graph in manifest.graphs if f"{graph.profile}-{graph.dtype}" == variant]
+        for role in (*_ROLES, *needed):
+            if roles.count(role) != 1:
+                raise BundleError(
+                    f"{file} has {roles.count(role)} graphs for {role!r} and {variant}, expected 1; export again"
+                )
 
 
 def _check_file(path: Path, name: str, info: FileInfo) -> None:

@@ -46,6 +46,22 @@ def export(
     quantize: Annotated[
         Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks, what cannot be kept as int8.")
     ] = Quantization.none,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Engine that the graphs are for: ort, rtx, trt11, trt10.16 or trt10.3; repeat for several."
+            " ort if none is given.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Floats: fp32, fp16 or bf16; repeat for several, each for every target."
+            " fp32 for ort and fp16 for others if none is given.",
+        ),
+    ] = None,
     capacity: Annotated[
         int | None,
         typer.Option(help="Most tokens of prompt and answer; 4096 or the model's own.", show_default=False),
@@ -69,22 +85,26 @@ def export(
             bundle,
             heads=paths,
             quantize=quantize.value,
+            targets=target or ("ort",),
+            dtypes=dtype or (),
             capacity=capacity,
             check=check,
             force=force,
             progress=progress,
         )
         measured = None
-        if quality and quantize is not Quantization.none:
+        if quality and quantize is not Quantization.none and "ort" in (target or ("ort",)):
             measured = _measured(source, bundle, progress)
     seconds = perf_counter() - start
-    num_bytes = sum(file.size for file in open_bundle(bundle).manifest.files.values())
+    manifest = open_bundle(bundle).manifest
+    num_bytes = sum(file.size for file in manifest.files.values())
     if as_json:
         emit(
             {
                 "bundle": str(bundle),
                 "name": report.name,
                 "quantization": quantize.value,
+                "variants": list(manifest.variants),
                 "bytes": num_bytes,
                 "seconds": round(seconds, 3),
                 "kept": list(report.kept),
@@ -96,7 +116,8 @@ def export(
             }
         )
         return
-    print(f"{bundle}: {report.name}, quantization {quantize.value}, {num_bytes / 1e6:.1f} MB, {seconds:.1f} s")
+    kinds = ", ".join(manifest.variants)
+    print(f"{bundle}: {report.name}, {kinds}, quantization {quantize.value}, {num_bytes / 1e6:.1f} MB, {seconds:.1f} s")
     _print(report, measured)
 
 
