@@ -128,7 +128,8 @@ class PrimitiveRotary(Lowering):
 
     def misfit(self, node: ir.Node) -> str | None:
         """4-D input, tables picked already, the half rotation of all dimensions."""
-        set_ = {name for name in ("interleaved", "rotary_embedding_dim") if node.attributes.get_int(name, 0)}
+        names = ("interleaved", "num_heads", "rotary_embedding_dim")  # 3-D inputs have num_heads
+        set_ = {name for name in names if node.attributes.get_int(name, 0)}
         return f"{len(node.inputs)} inputs and {sorted(set_)} set" if set_ or len(node.inputs) != 3 else None
 
     def lower(self, site: Site, inputs: list[ir.Value]) -> None:

@@ -6,6 +6,7 @@ the export refuses, with the operator, the target and what to do: the machine th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final, Literal
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import torch
 
 from seqrt.errors import ExportError
 from seqrt.exporter.passes import LOWERINGS, FoldRows, GatherHalves
+from seqrt.runtime.bundle import weights_path
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 Engine = Literal["ort", "rtx", "trt"]
@@ -139,8 +141,7 @@ class Variant:
     @property
     def weights(self) -> str:
         """Name of the file with its weights, which variants with the same name share."""
-        kinds = (*(() if self.target.is_native else ("trt",)), *(() if self.dtype == "fp32" else (self.dtype,)))
-        return ".".join(("weights", *kinds, "bin"))
+        return PurePosixPath(weights_path(self.target.name, self.dtype)).name
 
     def file(self, role: str) -> str:
         """Name of the graph's file."""

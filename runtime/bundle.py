@@ -242,6 +242,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_path(profile: str, dtype: str) -> str:
+    """The file with the weights of a variant; variants with the same one share it."""
+    kinds = (*(() if profile == "ort" else ("trt",)), *(() if dtype == "fp32" else (dtype,)))
+    return ".".join(("graphs/weights", *kinds, "bin"))
+
+
 def describe_files(path: Path) -> dict[str, FileInfo]:
     """Size and hash of every file below `path`, the manifest excepted."""
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)

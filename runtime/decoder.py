@@ -2,6 +2,9 @@
 
 Committed rows lie at the front of the cache. A step writes its rows behind them; `commit` keeps a path of these, and
 where the path is not already in place (most are) a second, weightless graph moves its rows together.
+
+Engines that were built for fixed numbers of rows get the next larger one: further rows see only themselves, and nobody
+looks at them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seqrt.errors import RequestError
+from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.bundle import CHUNK, INNER
 from seqrt.runtime.engines import Engine
 
@@ -65,16 +68,29 @@ class Decoder:
 
     Attributes:
         past_len: committed rows.
+        max_rows: most rows of a tree.
+
+    Raises:
+        EngineError: the engine's caches are of one size, which is too small.
     """
 
     def __init__(self, engine: Engine, compaction: Callable[[], Engine], capacity: int) -> None:
         self.engine, self.capacity = engine, capacity
         self._make_compaction = compaction
         self._compaction: Engine | None = None
-        self._limit = capacity + CHUNK
+        self._buckets = engine.buckets
+        self._chunk = max(self._buckets, default=CHUNK)
+        self.max_rows = max((rows for rows, wanted in self._buckets.items() if wanted == rows), default=MAX_ROWS)
+        self._limit = capacity + self._chunk
         self._caches = [
             name.removeprefix("past_") for name in engine.inputs if name.startswith("past_") and "." in name
         ]
+        fixed = engine.inputs[f"past_{self._caches[0]}"].shape[2]
+        self._fixed = fixed if isinstance(fixed, int) else None
+        if self._fixed is not None and self._fixed < self._limit:
+            raise EngineError(
+                f"the engine's caches have {fixed} rows, {capacity} tokens need {self._limit}; build and export again"
+            )
         self._candidates = int(engine.outputs["topk_ids"].shape[1])
         self._hidden_size = int(engine.outputs["hidden"].shape[1])
         self._inner = {int(name.removeprefix(INNER)): name for name in engine.outputs if name.startswith(INNER)}
@@ -105,23 +121,42 @@ class Decoder:
         Raises:
             RequestError: more rows than fit behind the committed ones.
         """
-        engine, rows = self.engine, len(tokens)
-        self._reserve(self.past_len + rows)
-        engine.input("token_ids", (1, rows))[0] = tokens
-        engine.input("ancestors", (rows, rows))[:] = ancestors
-        engine.input("depth", (rows,))[:] = depth
+        engine, rows, wanted, k = self.engine, len(tokens), len(logit_rows), self._candidates
+        size, places = self._bucket(rows, wanted)
+        self._reserve(self.past_len + size)
+        _fill(engine.input("token_ids", (1, size))[0], tokens)
+        seen = engine.input("ancestors", (size, size))
+        seen[:rows, :rows] = ancestors
+        if size > rows:
+            seen[:, rows:], seen[rows:, :] = False, False
+            np.fill_diagonal(seen[rows:, rows:], val=True)
+        _fill(engine.input("depth", (size,)), depth)
         engine.input("past_len", (1,))[0] = self.past_len
-        engine.input("logit_rows", (len(logit_rows),))[:] = logit_rows
-        wanted, k = len(logit_rows), self._candidates
+        _fill(engine.input("logit_rows", (places,)), logit_rows)
         output = StepOutput(
-            engine.output("topk_ids", (wanted, k)),
-            engine.output("topk_logits", (wanted, k)),
-            engine.output("logsumexp", (wanted,)),
-            engine.output("hidden", (rows, self._hidden_size)),
-            {offset: engine.output(name, (1, rows, self._hidden_size))[0] for offset, name in self._inner.items()},
+            engine.output("topk_ids", (places, k))[:wanted],
+            engine.output("topk_logits", (places, k))[:wanted],
+            engine.output("logsumexp", (places,))[:wanted],
+            engine.output("hidden", (size, self._hidden_size))[:rows],
+            {
+                offset: engine.output(name, (1, size, self._hidden_size))[0, :rows]
+                for offset, name in self._inner.items()
+            },
         )
         engine.run()
         return output
+
+    def _bucket(self, rows: int, wanted: int) -> tuple[int, int]:
+        """Rows that the engine is to compute, and how many of them get logits."""
+        if not self._buckets:
+            return rows, wanted
+        for size, places in self._buckets.items():
+            if size >= rows and places >= wanted:
+                return size, places
+        raise RequestError(
+            f"{rows} rows, {wanted} of them with logits, do not fit the engine, which takes trees of up to"
+            f" {self.max_rows}; verify smaller trees or build with larger --buckets"
+        )
 
     def commit(self, path: Sequence[int] | Ints) -> None:
         """Keeps the rows `path` (root first, ascending) of the last step, in this order."""
@@ -146,8 +181,9 @@ class Decoder:
     def prefill(self, tokens: Sequence[int]) -> list[StepOutput]:
         """Commits a prompt in chunks; the last output holds the logits that follow it.
 
-        Chunks end at multiples of CHUNK rows, and the last row of a prompt is in none that is whole: so a prompt gets
-        the same bits when a part of it is in the cache already, be it all but the last row.
+        Chunks end at multiples of their size, and the last row of a prompt is in none that is whole: so a prompt gets
+        the same bits when a part of it is in the cache already, be it all but the last row. An engine for fixed numbers
+        of rows has other bits for each, and gets chunks as large as can be.
 
         Returns:
             One output a chunk, with copied hidden states: drafters may want every row.
@@ -156,8 +192,8 @@ class Decoder:
         if self._rows > 2 * self._size(end):  # what an earlier, longer text left would slow down every step of this one
             self._resize(self._size(end))
         while self.past_len < end:
-            size = min(CHUNK - self.past_len % CHUNK, end - self.past_len)
-            if size == CHUNK and self.past_len + size == end:
+            size = min(self._chunk - (0 if self._buckets else self.past_len % self._chunk), end - self.past_len)
+            if size == CHUNK and self.past_len + size == end and not self._buckets:
                 size -= 1
             start = len(tokens) - (end - self.past_len)
             chunk, rows = np.asarray(tokens[start : start + size], np.int64), np.arange(size)
@@ -182,7 +218,7 @@ class Decoder:
 
     def _size(self, rows: int) -> int:
         """Rows of a cache that is to hold so many, and some more."""
-        return min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
+        return self._fixed or min(-(-int(rows * _GROWTH) // _GRAIN) * _GRAIN, self._limit)
 
     def _resize(self, size: int) -> None:
         """Binds caches of so many rows, which keep what is committed."""
@@ -191,3 +227,8 @@ class Decoder:
             _, heads, _, head_dim = self.engine.inputs[f"past_{name}"].shape
             self.engine.state(f"past_{name}", f"present_{name}", (1, int(heads), size, int(head_dim)))
         self._rows = size  # last: an interrupt above leaves caches that the next step binds again
+
+
+def _fill(target: Ints, values: Ints) -> None:
+    """Writes the values, and zeros behind them."""
+    target[: len(values)], target[len(values) :] = values, 0

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from seqrt.runtime.decoder import MAX_ROWS, Decoder, Floats, StepOutput
+from seqrt.runtime.decoder import Decoder, Floats, StepOutput
 from seqrt.runtime.drafters import Drafter, Proposal
 from seqrt.runtime.history import History
 from seqrt.runtime.pacing import Pacer
@@ -108,7 +108,7 @@ class Loop:
     def _draft(self, root: int) -> tuple[Proposal, bool]:
         """What to verify next, and whether the drafter was asked."""
         # Towards the capacity the tree shrinks to the root: the model may have no positions beyond.
-        room = min(self.decoder.capacity - self.decoder.past_len, MAX_ROWS)
+        room = min(self.decoder.capacity - self.decoder.past_len, self.decoder.max_rows)
         if self.drafter is None or room < 2 or not self.pacer.drafts():
             return Proposal.nothing(root), False
         pacer = self.pacer

@@ -5,29 +5,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from seqrt.errors import BundleError, RequestError
+from seqrt.runtime.backends import Engines, open_engines
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
 from seqrt.runtime.drafters import Drafter, Learner
 from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, ready_names
-from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.generate import Loop
-from seqrt.runtime.options import Options
+from seqrt.runtime.options import DYNAMIC, Options
 from seqrt.runtime.pacing import Pacer, StepCosts
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
 from seqrt.runtime.stream import Generation, Stream
-from seqrt.runtime.tuned import Plan, Tuning, read_tuning
+from seqrt.runtime.tree import Template
+from seqrt.runtime.tuned import Machine, Plan, Tuning, read_tuning
 from seqrt.runtime.verification import Verifier
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-BACKENDS: Final = ("cpu",)
 
 Prompt = str | Sequence[int]
 
@@ -37,44 +36,44 @@ def load(path: str | Path, *, backend: str = "cpu", threads: int = 0) -> "Model"
 
     Args:
         path: the bundle's directory.
-        backend: "cpu".
-        threads: for one model call; 0 takes one a core.
+        backend: "cpu"; "cuda" for ONNX Runtime, "trt" or "rtx" for TensorRT on an NVIDIA GPU.
+        threads: for one model call on a CPU; 0 takes one a core.
 
     Raises:
         BundleError: it is not a bundle, or damaged.
         EngineError: the engine is missing or refuses the graphs.
-        RequestError: unknown backend or negative number of threads.
+        RequestError: unknown backend, negative number of threads, or threads for a GPU.
     """
-    if backend not in BACKENDS:
-        raise RequestError(f"--backend {backend} is unknown; choose one of {', '.join(BACKENDS)}")
     if threads < 0:
         raise RequestError(f"--threads is {threads}; give 0 (one a core) or more")
     start = perf_counter()
     bundle = open_bundle(Path(path))
-    model = Model(bundle, threads, *read_tuning(bundle, threads))
+    engines = open_engines(bundle, backend, threads)
+    model = Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
     model.load_seconds = perf_counter() - start
     return model
 
 
 class Model:
-    """A bundle on an engine. Not for several threads at once: there is one cache.
+    """A bundle on an engine. Not for several threads at once: there is one cache. Close it, or use it in a `with`.
 
     Attributes:
         bundle: what was loaded.
+        engines: what runs its graphs.
         load_seconds: how long that took.
         tuning: what `seqrt tune` found for it on this machine.
         tuning_note: why there is none although the bundle has a tune.json.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int, tuning: Tuning | None = None, tuning_note: str | None = None
+        self, bundle: Bundle, engines: Engines, tuning: Tuning | None = None, tuning_note: str | None = None
     ) -> None:
-        self.bundle, self._engines = bundle, _Engines(bundle, threads)
+        self.bundle, self.engines = bundle, engines
         self.tuning, self.tuning_note = tuning, tuning_note
         self.load_seconds = 0.0
         self._info = bundle.manifest.model
         self._decoder = Decoder(
-            self._engines["decoder"], partial(self._engines.__getitem__, "compaction"), bundle.manifest.capacity
+            self.engines["decoder"], partial(self.engines.__getitem__, "compaction"), bundle.manifest.capacity
         )
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[object, ...], Drafter | None] = {}
@@ -83,6 +82,30 @@ class Model:
         self._tokenizer = _tokenizer(bundle)
         template = bundle.text("chat_template.jinja")
         self._template = None if template is None else self._chat_template(template)
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back what the engines hold, memory of a GPU above all; the model cannot be used any more."""
+        self.engines.close()
+
+    @property
+    def backend(self) -> str:
+        """What computes."""
+        return self.engines.backend
+
+    @property
+    def branches(self) -> bool:
+        """Whether drafters' own trees may branch.
+
+        With quantised weights on a CPU they are chains, whose rows have the bits of plain decoding
+        (docs/decisions/0006-one-row.md); elsewhere no tree has them.
+        """
+        return self.backend != "cpu" or self.bundle.manifest.is_exact
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -171,13 +194,27 @@ class Model:
         tree = self.plan(options).tree
         key = (options.draft, tree, options.corpus, options.memory)
         if key not in self._drafters:
-            self._drafters[key] = make_drafter(Supplies(self.bundle, self._engines, self.encode, options, tree))
+            supplies = Supplies(self.bundle, self.engines, self.encode, options, tree, self.branches)
+            self._drafters[key] = make_drafter(supplies)
+            if options.tree not in (None, DYNAMIC):
+                nodes = Template.resolve(options.tree).num_nodes
+                if nodes > self._decoder.max_rows:
+                    raise RequestError(f"--tree {options.tree!r:.60} has {nodes} nodes, {self._most_rows()}")
         return self._drafters[key]
 
     def plan(self, options: Options) -> Plan:
         """The tree and the most nodes of a step that a request drafts with: what it says, else what was tuned."""
+        most = self._decoder.max_rows
+        if (options.max_rows or 0) > most:
+            raise RequestError(f"--max-rows is {options.max_rows}, {self._most_rows()}")
         choice = None if self.tuning is None else self.tuning.choice(options.draft)
-        return Plan.of(options, choice, exact=self.bundle.manifest.is_exact)
+        plan = Plan.of(options, choice, exact=self.branches)
+        return dataclasses.replace(plan, rows=min(plan.rows, most))
+
+    def _most_rows(self) -> str:
+        return f"a step takes {self._decoder.max_rows}" + (
+            "; build with larger --buckets" if self._decoder.engine.buckets else "; give no more"
+        )
 
     def save_memory(self, options: Options) -> None:
         """Writes what the drafter learnt to the file `options.memory`, if there is one.
@@ -275,7 +312,7 @@ class Model:
                 raise RequestError(f"{begin} {shown}; ids are whole numbers from 0 to {self._info.vocab_size - 1}")
 
     def _full_logits(self, hidden: Floats) -> Floats:
-        engine = self._engines["logits"]
+        engine = self.engines["logits"]
         engine.input("hidden", hidden.shape)[:] = hidden
         logits: Floats = engine.output("logits", (len(hidden), self._info.vocab_size))
         engine.run()
@@ -286,7 +323,8 @@ class Model:
         key = (options.draft, plan.tree, plan.rows, options.adaptive)
         if key not in self._pacers:
             relative = () if self.tuning is None else self.tuning.relative
-            self._pacers[key] = Pacer(plan.rows, options.adaptive, self._step_costs, relative)
+            buckets = tuple(self._decoder.engine.buckets)
+            self._pacers[key] = Pacer(plan.rows, options.adaptive, self._step_costs, relative, buckets)
         return self._pacers[key]
 
     def _chat_template(self, source: str) -> ChatTemplate:
@@ -298,20 +336,6 @@ class Model:
             for token in ids
         )
         return ChatTemplate(source, bos_token=bos, eos_token=eos)
-
-
-class _Engines(dict[str, OrtEngine]):
-    """A bundle's graphs as engines by role, each made when it is first asked for."""
-
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        super().__init__()
-        self._bundle, self._threads = bundle, threads
-
-    def __missing__(self, role: str) -> OrtEngine:
-        # The decoder's threads spin between its steps; what runs between them must not bring more that do.
-        threads = self._threads if role in ("decoder", "logits") else 1
-        engine = self[role] = OrtEngine(self._bundle.graph(role), threads=threads, spin=role == "decoder")
-        return engine
 
 
 def _tokenizer(bundle: Bundle) -> "Tokenizer | None":

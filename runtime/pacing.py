@@ -70,12 +70,14 @@ class Pacer:
         adaptive: False verifies every proposal whole (for measurements and tests).
         relative: what steps with 1, 2, ... rows cost in plain steps, if known from earlier; stands in for what was
             not measured yet.
+        buckets: numbers of rows that the engine computes, ascending: a step costs what the next one costs. None: all.
     """
 
     max_rows: int
     adaptive: bool = True
     seconds: StepCosts = field(default_factory=StepCosts)
     relative: Sequence[float] = ()
+    buckets: Sequence[int] = ()
     _pause: int = 0
     _next_pause: int = _FIRST_PAUSE
     _trial_tokens: float = 0.0
@@ -150,10 +152,17 @@ class Pacer:
             count = min(len(self.relative), self.max_rows)
             tuned = np.isin(rows[:count], sizes, invert=True)
             curve[:count][tuned] = known[1] * np.asarray(self.relative[:count])[tuned]
+        if self.buckets:
+            curve = curve[[self._computed_rows(count) - 1 for count in rows.tolist()]]
         return curve
+
+    def _computed_rows(self, rows: int) -> int:
+        """How many rows the engine computes for so many, as far as trees go."""
+        return min(next((size for size in self.buckets if size >= rows), rows), self.max_rows)
 
     def record(self, rows: int, emitted: int, step_seconds: float, total_seconds: float, *, drafted: bool) -> None:
         """A step ended: its rows, the tokens it emitted, its own time and that of the whole round."""
+        rows = self._computed_rows(rows)
         self.seconds.add(rows, step_seconds)
         self._curve = None
         self._since_plain = 0 if rows == 1 else self._since_plain + 1

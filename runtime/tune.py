@@ -272,7 +272,7 @@ def tune(
         advance(f"choosing for {options.draft}")
         choices.append(choose(options.draft, found, costs, _kinds(options)))
     tuning = Tuning(
-        machine=Machine.here(model.bundle, threads),
+        machine=Machine.here(model.bundle, model.engines, threads),
         rows=tuple(sizes),
         step_ms=tuple(round(1e3 * seconds, 4) for seconds in step),
         choices=tuple(choices),

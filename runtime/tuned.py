@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 
 from seqrt.errors import BundleError
+from seqrt.runtime.backends import Engines
 from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.files import write_whole
-from seqrt.runtime.machine import cpu_model, version
+from seqrt.runtime.machine import cpu_model
 from seqrt.runtime.options import DYNAMIC, MAX_ROWS, Options
 from seqrt.runtime.records import parse
 
@@ -24,7 +25,7 @@ _MOST_ROWS: Final = 1 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a measured cost depends on; `graph` is the SHA-256 of the decoder's file."""
+    """What a measured cost depends on; `graph` is the SHA-256 of the decoder's file, `gpu` None on a CPU."""
 
     cpu: str
     cores: int
@@ -32,18 +33,20 @@ class Machine:
     backend: str
     engine: str
     graph: str
+    gpu: str | None = None
 
     @classmethod
-    def here(cls, bundle: Bundle, threads: int) -> "Machine":
-        """This machine, for a bundle with so many threads a model call."""
-        path = next(graph.path for graph in bundle.manifest.graphs if graph.role == "decoder")
+    def here(cls, bundle: Bundle, engines: Engines, threads: int) -> "Machine":
+        """This machine, for a bundle on some engines with so many threads a model call."""
+        path = bundle.info("decoder", engines.variant).path
         return cls(
             cpu=cpu_model(),
             cores=os.cpu_count() or 0,
             threads=threads,
-            backend="cpu",
-            engine=f"onnxruntime {version('onnxruntime')}",
+            backend=engines.backend,
+            engine=engines.description,
             graph=bundle.manifest.files[path].sha256,
+            gpu=engines.device,
         )
 
 
@@ -163,8 +166,8 @@ class Tuning:
         return file
 
 
-def read_tuning(bundle: Bundle, threads: int) -> tuple[Tuning | None, str | None]:
-    """What was found for this bundle on this machine, and what a user should know of it.
+def read_tuning(bundle: Bundle, here: Machine) -> tuple[Tuning | None, str | None]:
+    """What was found for this bundle on the machine `here`, and what a user should know of it.
 
     Returns:
         The tuning, None if there is none or it was made elsewhere; and then a line that says why, if there is a file.
@@ -182,8 +185,8 @@ def read_tuning(bundle: Bundle, threads: int) -> tuple[Tuning | None, str | None
         tuning: Tuning = parse(Tuning, raw, str(file))
     except (OSError, ValueError, RecursionError) as error:
         return None, f"{FILE} is ignored: {' '.join(str(error).split())}; {again}"
-    made, here = dataclasses.asdict(tuning.machine), dataclasses.asdict(Machine.here(bundle, threads))
-    differs = [f"{name} {made[name]!r:.40}, here {here[name]!r:.40}" for name in made if made[name] != here[name]]
+    made, own = dataclasses.asdict(tuning.machine), dataclasses.asdict(here)
+    differs = [f"{name} {made[name]!r:.40}, here {own[name]!r:.40}" for name in made if made[name] != own[name]]
     if differs:
         return None, f"{FILE} is ignored, it was made with {'; '.join(differs)}; {again}"
     return tuning, None

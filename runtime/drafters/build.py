@@ -34,6 +34,7 @@ class Supplies:
         encode: text to tokens.
         options: of the request.
         tree: what drafts may combine (`Plan.tree`): a named tree, rank paths or "dynamic"; None for the drafter's own.
+        branches: whether that may branch; else it is a chain.
     """
 
     bundle: Bundle
@@ -41,20 +42,18 @@ class Supplies:
     encode: Callable[[str], list[int]]
     options: Options
     tree: str | None
+    branches: bool
 
     def template(self, own: Template, num_heads: int, num_ranks: int) -> Template:
         """What drafts of so many levels and ranks may combine; whether they can is for the drafter to check.
 
-        Without a tree it is `own`; with quantised weights a chain as deep: its rows have the same bits as plain
-        decoding, those of a branching tree have not, and quantised products make that count
-        (docs/decisions/0006-one-row.md).
+        Without a tree it is `own`, or a chain as deep where that must not branch (`Model.branches`).
 
         Raises:
             RequestError: there is no such tree.
         """
         if self.tree is None:
-            is_exact = self.bundle.manifest.is_exact
-            return own if is_exact else Template.chain(min(num_heads, own.max_depth))
+            return own if self.branches else Template.chain(min(num_heads, own.max_depth))
         if self.tree == DYNAMIC:
             return Template.dynamic(num_heads, num_ranks, MAX_ROWS)
         return Template.resolve(self.tree)
@@ -90,7 +89,7 @@ def _corpus(supplies: Supplies) -> Drafter:
             f"--corpus {path} has token {tokens.max()}, the model's are 0 to {manifest.model.vocab_size - 1};"
             " leave such special tokens out"
         )
-    return CorpusDrafter(tokens, branches=manifest.is_exact)
+    return CorpusDrafter(tokens, branches=supplies.branches)
 
 
 def _medusa(supplies: Supplies, head: HeadInfo) -> Drafter:

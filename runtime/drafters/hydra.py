@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from seqrt.runtime.bundle import STATIC_ROOM
 from seqrt.runtime.decoder import Floats, StepOutput
 from seqrt.runtime.drafters import Proposal, most_probable
 from seqrt.runtime.drafters.trust import Trust
@@ -166,8 +167,9 @@ class PrefixState:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        _, heads, _, width = engine.inputs["past_key"].shape
+        _, heads, fixed, width = engine.inputs["past_key"].shape
         self._heads, self._width = int(heads), int(width)
+        self._fixed = fixed if isinstance(fixed, int) else None
         self._capacity = 0
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._waiting: list[tuple[list[int], Floats]] = []  # further ones, and their hidden states
@@ -197,9 +199,20 @@ class PrefixState:
         if not self._waiting:
             return self._state
         rows = np.concatenate([hidden for _, hidden in self._waiting])
+        tokens = [token for some, _ in self._waiting for token in some]
+        for start in range(0, len(rows), STATIC_ROOM):  # more at once than engines are built for
+            part = slice(start, start + STATIC_ROOM)
+            self._state = self._run(rows[part])
+            self._cached += tokens[part]
+            self._waiting = [(tokens[part.stop :], rows[part.stop :])]
+        self._waiting = []
+        return self._state
+
+    def _run(self, rows: Floats) -> Floats:
+        """Computes rows behind those in the cache."""
         past = len(self._cached)
         if past + len(rows) > self._capacity:
-            capacity = -(-(past + len(rows)) // _GRAIN) * _GRAIN
+            capacity = self._fixed or -(-(past + len(rows)) // _GRAIN) * _GRAIN
             for name in ("key", "value"):
                 self.engine.state(f"past_{name}", f"present_{name}", (1, self._heads, capacity, self._width))
             self._capacity = capacity  # last: an interrupt above leaves caches that the next call binds again
@@ -207,8 +220,6 @@ class PrefixState:
         self.engine.input("past_len", (1,))[0] = past
         state: Floats = self.engine.output("state", self._state.shape)
         self.engine.run()
-        self._cached += [token for tokens, _ in self._waiting for token in tokens]
-        self._waiting, self._state = [], state
         return state
 
 

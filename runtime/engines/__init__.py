@@ -47,5 +47,12 @@ class Engine(Protocol):
     def share_state(self, owner: "Engine") -> None:
         """Binds the state buffers of `owner` under the same names; again whenever they have grown."""
 
+    @property
+    def buckets(self) -> Mapping[int, int]:
+        """Of a decoder for fixed numbers of rows: these, ascending, and how many of them get logits; else empty."""
+
     def run(self) -> None:
-        """Runs the graph once."""
+        """Runs the graph once, and waits for its outputs."""
+
+    def close(self) -> None:
+        """Gives back what it holds; it cannot be used any more."""

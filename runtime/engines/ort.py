@@ -16,7 +16,7 @@ _DTYPES: Final = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
-_FATAL_ONLY: Final = 4  # errors come as exceptions; ONNX Runtime would print them too
+FATAL_ONLY: Final = 4  # errors come as exceptions; ONNX Runtime would print them too
 
 
 class OrtEngine:
@@ -34,10 +34,10 @@ class OrtEngine:
     """
 
     def __init__(self, path: Path, *, threads: int = 0, spin: bool = True, exact: bool = False) -> None:
-        ort = _import()
+        ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = _FATAL_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         # Level 4 multiplies in int8, as llama.cpp does too, several times faster; level 1 in float32.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
@@ -52,8 +52,9 @@ class OrtEngine:
         self._buffers: dict[str, Array] = {}  # flat, at least as large as any shape asked for
         self._views: dict[str, Array] = {}  # what is bound now
         self._states: dict[tuple[str, str], Array] = {}
-        self.inputs: Mapping[str, TensorInfo] = _infos(self._session.get_inputs())
-        self.outputs: Mapping[str, TensorInfo] = _infos(self._session.get_outputs())
+        self.inputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_inputs())
+        self.outputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_outputs())
+        self.buckets: Mapping[int, int] = {}  # any number of rows
 
     def input(self, name: str, shape: Sequence[int]) -> Array:
         """Host array of `shape` that the next run reads."""
@@ -103,6 +104,13 @@ class OrtEngine:
                 f"ONNX Runtime failed: {first_line(error)}; close other programs if memory is short, else report it"
             ) from error
 
+    def close(self) -> None:
+        """Lets go of the session and its buffers."""
+        self._binding = self._session = None
+        self._buffers.clear()
+        self._views.clear()
+        self._states.clear()
+
     def _bind_state(self, past: str, present: str, view: Array) -> None:
         self._views[past] = self._states[past, present] = view
         self._bind(self._binding.bind_input, past, view)
@@ -120,7 +128,12 @@ class OrtEngine:
         bind(name, "cpu", 0, view.dtype, view.shape, view.__array_interface__["data"][0])
 
 
-def _import() -> Any:
+def import_onnxruntime() -> Any:
+    """The module.
+
+    Raises:
+        EngineError: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -128,5 +141,6 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _infos(nodes: Sequence[Any]) -> dict[str, TensorInfo]:
+def tensor_infos(nodes: Sequence[Any]) -> dict[str, TensorInfo]:
+    """Inputs or outputs of a session by name."""
     return {node.name: TensorInfo(np.dtype(_DTYPES[node.type]), tuple(node.shape)) for node in nodes}

@@ -1,6 +1,7 @@
 """Exports that fail, are interrupted or refused: one line, and nothing left behind."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from seqrt.errors import CheckpointError, ExportError
+from seqrt.exporter.assemble import Assembly
 from seqrt.exporter.export import export
 
 
@@ -24,7 +26,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise ExportError("tracing began")
 
-    monkeypatch.setattr("seqrt.exporter.export.decoder_graph", stop)
+    monkeypatch.setattr("seqrt.exporter.assemble.decoder_graph", stop)
 
 
 def nothing_left(folder: Path) -> bool:
@@ -61,13 +63,13 @@ def test_force_replaces_bundles_and_empty_directories(
     if not is_empty:
         (bundle / "seqrt.json").write_text("{}")
 
-    def write(folder: Path, *rest: object) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, float]]]:
+    def write(_: Assembly, folder: Path, *__: object, **___: object) -> None:
         (folder / "new").write_text("")
-        return {}, {}, {}
 
-    monkeypatch.setattr("seqrt.exporter.export._write", write)
+    monkeypatch.setattr(Assembly, "write", write)
     export(source, bundle, force=True)
-    assert [path.name for path in bundle.iterdir()] == ["new"]
+    assert [path.name for path in (bundle / "graphs").iterdir()] == ["new"]
+    assert json.loads((bundle / "seqrt.json").read_text())["files"].keys() == {"graphs/new"}
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -80,7 +82,7 @@ def test_whatever_ends_an_export_leaves_nothing(
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("seqrt.exporter.export.decoder_graph", stop)
+    monkeypatch.setattr("seqrt.exporter.assemble.decoder_graph", stop)
     with pytest.raises(type(error)):
         export(source, tmp_path / "bundle")
     assert nothing_left(tmp_path)
@@ -89,10 +91,11 @@ def test_whatever_ends_an_export_leaves_nothing(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import seqrt.exporter.export as module
+import seqrt.exporter.assemble as module
+from seqrt.exporter.export import export
 
 module.decoder_graph = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-module.export(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
+export(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
 """
 
 
@@ -121,7 +124,7 @@ def test_disk_that_is_full_or_read_only(
     def stop(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("seqrt.exporter.export.decoder_graph", stop)
+    monkeypatch.setattr("seqrt.exporter.assemble.decoder_graph", stop)
     message = rf"^cannot write .*bundle: {advice}$"
     with pytest.raises(ExportError, match=message):
         export(source, tmp_path / "bundle")
@@ -139,6 +142,8 @@ def test_folder_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"quantize": "int3"}, r"^--quantize int3 is unknown; choose one of none, int8, int4, source$"),
+        ({"targets": ("tpu",)}, r"^--target tpu is unknown; choose from ort, rtx, trt11, trt10.16, trt10.3$"),
+        ({"dtypes": ("bf16",)}, r"^--dtype bf16 is not for --target ort; use fp32 or fp16$"),
         ({"capacity": 0}, r"^--capacity 0 is out of range; source\d* takes 1 to 128$"),
         ({"capacity": 129}, r"^--capacity 129 is out of range; source\d* takes 1 to 128$"),
         ({"capacity": -5}, r"^--capacity -5 is out of range"),

@@ -1,4 +1,4 @@
-"""What the custom operators become: attention, on ONNX Runtime, against torch and against itself row by row."""
+"""Attention as exported for ONNX Runtime's CPUs: against torch, and against itself row by row."""
 
 from functools import cache
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqrt.exporter.stitch import model_of
+from seqrt.exporter.targets import variants
 from seqrt.exporter.trace import trace
 from seqrt.graphs.ops import attention
 from seqrt.runtime.bundle import CHUNK
@@ -41,6 +42,9 @@ def session(num_q: int, num_kv: int, width: int) -> ort.InferenceSession:
     symbols = {"query": {2: "T"}, "key": {2: "C"}, "value": {2: "C"}, "mask": {2: "T", 3: "C"}}
     graph = trace(Module(), arguments, ["out"], symbols)
     graph.name = "attention"
+    (variant,) = variants(("ort",), ("fp32",))
+    variant.lower(model_of(graph))
+    assert sum(node.op_type == "Reshape" for node in graph) == 3, "FoldRows: query, mask and result"
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(ir.to_proto(model_of(graph)).SerializeToString(), options, ["CPUExecutionProvider"])

@@ -30,6 +30,7 @@ class Table:
             "token_ids": TensorInfo(np.dtype(np.int64), (HEADS, RANKS)),
             "log_probabilities": TensorInfo(np.dtype(np.float32), (HEADS, RANKS)),
         }
+        self.buckets: dict[int, int] = {}
         self.hidden = np.zeros((1, HIDDEN), np.float32)
         self.ids = np.zeros((HEADS, RANKS), np.int64)
         self.log = np.zeros((HEADS, RANKS), np.float32)

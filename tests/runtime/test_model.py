@@ -15,6 +15,7 @@ import torch
 
 import seqrt
 from seqrt.errors import RequestError
+from seqrt.runtime.backends import open_engines
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import Options
 from seqrt.runtime.profile import Measurement
@@ -270,7 +271,8 @@ def test_a_model_goes_with_its_last_reference(llama_bundle: Path) -> None:
 def test_with_quantised_weights_trees_are_chains(model: Model, prompt: list[int]) -> None:
     """Their rows have the same bits as plain decoding, those of branching trees have not (decision 6)."""
     manifest = dataclasses.replace(model.bundle.manifest, quantization="int8")
-    quantised = Model(dataclasses.replace(model.bundle, manifest=manifest), 1)
+    bundle = dataclasses.replace(model.bundle, manifest=manifest)
+    quantised = Model(bundle, open_engines(bundle, "cpu", 1))
     made = quantised.generate(prompt, draft="medusa", adaptive=False, max_new_tokens=10, ignore_eos=True)
     assert set(made.trace.rows) == {4}, "three heads and the root"
     made = quantised.generate(prompt, draft="medusa", tree="0 1", adaptive=False, max_new_tokens=10, ignore_eos=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from seqrt.errors import BundleError, RequestError
+from seqrt.runtime.backends import open_engines
 from seqrt.runtime.model import Model, load
 
 
@@ -120,6 +121,7 @@ def test_heads_of_a_kind_that_this_version_does_not_know(model: Model) -> None:
     manifest = model.bundle.manifest
     (head,) = manifest.heads
     manifest = dataclasses.replace(manifest, heads=(dataclasses.replace(head, kind="eagle"),))
-    newer = Model(dataclasses.replace(model.bundle, manifest=manifest), 1)
+    bundle = dataclasses.replace(model.bundle, manifest=manifest)
+    newer = Model(bundle, open_engines(bundle, "cpu", 1))
     with pytest.raises(BundleError, match="heads medusa of kind 'eagle', this seqrt knows medusa, hydra; upgrade"):
         newer.generate([5, 6], draft="medusa")

@@ -228,7 +228,7 @@ def tuned(llama_bundle: Path) -> Callable[..., Model]:
         choice: dict[str, Any] = {"draft": "medusa", "tree": "0 00", "rows": 3, "draft_ms": 1.0, "acceptance": ()}
         choice |= {"tokens_per_step": 1.5, "tokens_per_second": 9.0} | changes
         model.tuning = Tuning(
-            machine=Machine.here(model.bundle, 1),
+            machine=Machine.here(model.bundle, model.engines, 1),
             rows=(1, 2, 4),
             step_ms=(10.0, 15.0, 35.0),
             choices=(Choice(**choice),),

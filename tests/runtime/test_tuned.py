@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from seqrt.errors import BundleError
+from seqrt.runtime.backends import open_engines
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.model import load
 from seqrt.runtime.options import Options
@@ -19,6 +20,11 @@ from seqrt.runtime.tuned import Choice, Machine, Plan, Tuning, is_chain, read_tu
 @pytest.fixture
 def bundle(llama_bundle: Path, tmp_path: Path) -> Bundle:
     return open_bundle(Path(shutil.copytree(llama_bundle, tmp_path / "bundle")))
+
+
+def here_(bundle: Bundle) -> Machine:
+    """This machine with two threads."""
+    return Machine.here(bundle, open_engines(bundle, "cpu", 2), 2)
 
 
 def tuning(bundle: Bundle, **changes: Any) -> Tuning:
@@ -32,14 +38,14 @@ def tuning(bundle: Bundle, **changes: Any) -> Tuning:
         tokens_per_second=99.0,
     )
     values: dict[str, Any] = {"rows": (1, 2, 8), "step_ms": (8.0, 9.0, 20.0), "choices": (choice,), "prompts": 3}
-    values |= {"positions": 190, "plain_tokens_per_second": 80.0, "machine": Machine.here(bundle, 2)}
+    values |= {"positions": 190, "plain_tokens_per_second": 80.0, "machine": here_(bundle)}
     return Tuning(**values | changes)
 
 
 def test_what_is_written_is_read(bundle: Bundle) -> None:
     written = tuning(bundle)
     assert written.save(bundle) == bundle.path / "tune.json"
-    assert read_tuning(bundle, 2) == (written, None)
+    assert read_tuning(bundle, here_(bundle)) == (written, None)
     assert load(bundle.path, threads=2).tuning == written
     assert not list(bundle.path.glob(".*"))
     assert written.choice("medusa") == written.choices[0]
@@ -47,15 +53,15 @@ def test_what_is_written_is_read(bundle: Bundle) -> None:
 
 
 def test_without_a_file_nothing_is_said(bundle: Bundle) -> None:
-    assert read_tuning(bundle, 2) == (None, None)
+    assert read_tuning(bundle, here_(bundle)) == (None, None)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Machine)])
 def test_another_machine_is_ignored_and_named(bundle: Bundle, field: str) -> None:
-    here = Machine.here(bundle, 2)
+    here = here_(bundle)
     other: Any = 99 if isinstance(getattr(here, field), int) else "another"
     tuning(bundle, machine=dataclasses.replace(here, **{field: other})).save(bundle)
-    found, why = read_tuning(bundle, 2)
+    found, why = read_tuning(bundle, here_(bundle))
     assert found is None
     assert why is not None
     assert why.startswith(
@@ -95,7 +101,7 @@ def test_a_damaged_file_is_ignored_with_the_reason(
 ) -> None:
     tuning(bundle).save(bundle)
     damage(bundle.path / "tune.json")
-    found, why = read_tuning(bundle, 2)
+    found, why = read_tuning(bundle, here_(bundle))
     assert found is None
     assert why is not None
     assert message in why

@@ -51,6 +51,14 @@ class FunctionEngine:
             raise EngineError(f"a function cannot share the buffers of {type(owner).__name__}; use one kind of engine")
         self._states |= owner._states
 
+    @property
+    def buckets(self) -> Mapping[int, int]:
+        """Any number of rows."""
+        return {}
+
+    def close(self) -> None:
+        """Holds nothing that must be given back."""
+
     def run(self) -> None:
         """Calls the function."""
         self._function({**self._in, **self._states}, self._out)

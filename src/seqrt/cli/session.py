@@ -70,7 +70,7 @@ def _remark(model: "Model", wanted: Sequence[Options]) -> None:
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
     if model.tuning_note is not None:
         note(model.tuning_note)
-    if not model.bundle.manifest.is_exact:
+    if not model.branches:
         for options in wanted:
             if not is_chain(model.plan(options).tree):
                 note(f"--tree {options.tree} branches: with quantised weights that may change the text (README)")

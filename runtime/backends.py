@@ -1,0 +1,129 @@
+"""What `--backend` takes: from a bundle to engines by role, each made when it is first asked for."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from seqrt.errors import EngineError, RequestError
+from seqrt.runtime.bundle import Bundle
+from seqrt.runtime.engines import Engine
+from seqrt.runtime.engines.ort import OrtEngine
+from seqrt.runtime.machine import version
+
+BACKENDS: Final = ("cpu", "cuda", "trt", "rtx")
+_CPU: Final = ("ort-fp32", "ort-fp16")
+_CUDA: Final = ("ort-fp16", "ort-fp32")
+
+
+class Engines(dict[str, Engine]):
+    """Engines by role.
+
+    Attributes:
+        backend: what --backend said.
+        variant: whose graphs they run.
+        description: engine and version.
+        device: the GPU's name, None for a CPU.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        variant: str,
+        description: str,
+        make: Callable[[str], Engine],
+        device: str | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.backend, self.variant, self.description, self.device = backend, variant, description, device
+        self._make, self._close = make, close
+
+    def __missing__(self, role: str) -> Engine:
+        engine = self[role] = self._make(role)
+        return engine
+
+    def close(self) -> None:
+        """Gives back what engines hold; they cannot be used any more."""
+        for engine in self.values():
+            engine.close()
+        self.clear()
+        self._close()
+
+
+def open_engines(bundle: Bundle, backend: str, threads: int) -> Engines:
+    """Engines for a bundle.
+
+    Args:
+        bundle: whose graphs they run.
+        backend: of BACKENDS.
+        threads: for one model call on a CPU; 0 takes one a core.
+
+    Raises:
+        RequestError: unknown backend, or threads for a GPU.
+        BundleError: the bundle has no graphs for it.
+        EngineError: the backend is not installed or does not work here, or its engines are missing.
+    """
+    if backend not in BACKENDS:
+        raise RequestError(f"--backend {backend} is unknown; choose one of {', '.join(BACKENDS)}")
+    if backend != "cpu" and threads:
+        raise RequestError(f"--threads {threads} is of no use to --backend {backend}; leave it out")
+    if backend == "cpu":
+        variant = _held(bundle, backend, _CPU)
+        return Engines(backend, variant, _onnxruntime(), partial(_cpu_engine, bundle, variant, threads))
+    if backend == "cuda":
+        from seqrt.runtime.engines.ort_cuda import OrtCudaEngine
+
+        variant = _held(bundle, backend, _CUDA)
+        return Engines(
+            backend, variant, _onnxruntime(), lambda role: OrtCudaEngine(bundle.graph(role, variant)), _gpu_name()
+        )
+    return _tensorrt(bundle, backend)
+
+
+def _cpu_engine(bundle: Bundle, variant: str, threads: int, role: str) -> Engine:
+    # The decoder's threads spin between its steps; what runs between them must not bring more that do.
+    own = threads if role in ("decoder", "logits") else 1
+    return OrtEngine(bundle.graph(role, variant), threads=own, spin=role == "decoder")
+
+
+def _tensorrt(bundle: Bundle, backend: str) -> Engines:
+    from seqrt.runtime.engines.cuda import Cuda
+    from seqrt.runtime.engines.flavour import load_flavour
+    from seqrt.runtime.engines.record import find_engines
+    from seqrt.runtime.engines.tensorrt import Gpu, TensorRTEngine
+
+    flavour, cuda = load_flavour(backend), Cuda()
+    folder, record = find_engines(bundle, backend, flavour.version, cuda.compute_capability())
+    gpu = Gpu.open(flavour, cuda)
+    in_place = not record.settings.variant.startswith("trt10.3-")  # it has no TensorScatter
+
+    def make(role: str) -> Engine:
+        built = record.graph(role)
+        return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place)
+
+    return Engines(backend, record.settings.variant, flavour.name, make, cuda.device_name(), gpu.stream.close)
+
+
+def _held(bundle: Bundle, backend: str, wanted: tuple[str, ...]) -> str:
+    held = bundle.manifest.variants
+    for variant in wanted:
+        if variant in held:
+            return variant
+    raise EngineError(
+        f"{bundle.path} holds no graphs for --backend {backend}, only {', '.join(held)};"
+        " export with --target ort, or choose another --backend"
+    )
+
+
+def _gpu_name() -> str | None:
+    """As CUDA says; None where cuda-bindings is not installed, which ONNX Runtime does without."""
+    from seqrt.runtime.engines.cuda import Cuda
+
+    try:
+        return Cuda().device_name()
+    except EngineError:
+        return None
+
+
+def _onnxruntime() -> str:
+    return f"onnxruntime {version('onnxruntime') or version('onnxruntime-gpu')}"

@@ -1,0 +1,177 @@
+"""ONNX Runtime on a GPU: buffers on the device, caches updated in place, CUDA graphs where it can record them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from seqrt.errors import EngineError, first_line
+from seqrt.runtime.engines import Array, Engine, TensorInfo
+from seqrt.runtime.engines.ort import FATAL_ONLY, import_onnxruntime, tensor_infos
+
+PROVIDER: Final = "CUDAExecutionProvider"
+_GRAPH_ID: Final = "gpu_graph_id"  # of the recording that a run makes or replays; -1 for neither
+_NO_RECORDING: Final = "-1"
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """An array of the host and its twin on the device."""
+
+    host: Array
+    device: Any
+
+
+class OrtCudaEngine:
+    """A graph on ONNX Runtime's CUDA provider.
+
+    Args:
+        path: ONNX file; its external data lies beside it.
+        ort: the onnxruntime module, or what stands in for it.
+        device: where buffers lie.
+
+    Raises:
+        EngineError: onnxruntime has no CUDA provider, cannot load it, or refuses the graph.
+    """
+
+    def __init__(self, path: Path, *, ort: Any = None, device: str = "cuda") -> None:
+        self._ort, self._device, self._name = ort or import_onnxruntime(), device, path.name
+        check_provider(self._ort)
+        self._session, self._records = self._open(path)
+        self._binding = self._session.io_binding()
+        self._tensors: dict[str, _Tensor] = {}
+        self._states: dict[tuple[str, str], Any] = {}
+        self._recordings: dict[tuple[object, ...], int] = {}
+        self.inputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_inputs())
+        self.outputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_outputs())
+        self.buckets: Mapping[int, int] = {}
+
+    def input(self, name: str, shape: Sequence[int]) -> Array:
+        """Host array of `shape` that the next run reads."""
+        return self._tensor(name, self.inputs[name], shape, self._binding.bind_ortvalue_input).host
+
+    def output(self, name: str, shape: Sequence[int]) -> Array:
+        """Host array of `shape` that the next run fills."""
+        return self._tensor(name, self.outputs[name], shape, self._binding.bind_ortvalue_output).host
+
+    def state(self, past: str, present: str, shape: Sequence[int]) -> None:
+        """One buffer on the device for both names; a larger one keeps what the old one held."""
+        old = self._states.get((past, present))
+        if old is not None and tuple(old.shape()) == tuple(shape):
+            return
+        values = np.zeros(tuple(shape), self.inputs[past].dtype)
+        if old is not None:
+            both = tuple(slice(min(sizes)) for sizes in zip(old.shape(), shape, strict=True))
+            values[both] = old.numpy()[both]
+        self._bind_state(past, present, self._on_device(values))
+
+    def share_state(self, owner: Engine) -> None:
+        """Binds the caches of `owner`.
+
+        Raises:
+            EngineError: it is another kind of engine, whose buffers are out of reach.
+        """
+        if not isinstance(owner, OrtCudaEngine):
+            raise EngineError(f"ONNX Runtime cannot share the buffers of {type(owner).__name__}; use one backend")
+        for (past, present), value in owner._states.items():
+            self._bind_state(past, present, value)
+
+    def run(self) -> None:
+        """Runs the graph on what is bound, and waits for its outputs."""
+        for name in self.inputs.keys() & self._tensors.keys():
+            tensor = self._tensors[name]
+            tensor.device.update_inplace(tensor.host)
+        try:
+            self._session.run_with_iobinding(self._binding, self._run_options())
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime failed to run {self._name} on the GPU: {first_line(error)};"
+                " close other programs if memory is short, else report it"
+            ) from error
+        for name in self.outputs.keys() & self._tensors.keys():
+            tensor = self._tensors[name]
+            tensor.host[...] = tensor.device.numpy()
+
+    def close(self) -> None:
+        """Lets go of the session and of what it holds on the device."""
+        self._tensors.clear()
+        self._states.clear()
+        self._binding = self._session = None
+
+    def _open(self, path: Path) -> tuple[Any, bool]:
+        """A session, and whether it records CUDA graphs: the provider refuses where nodes must run on the CPU."""
+        options = self._ort.SessionOptions()
+        options.log_severity_level = FATAL_ONLY
+        failure: Exception | None = None
+        for records in (True, False):
+            settings = {"device_id": "0", "enable_cuda_graph": str(int(records))}
+            try:
+                session = self._ort.InferenceSession(str(path), options, providers=[(PROVIDER, settings)])
+            except Exception as error:
+                failure = error
+                continue
+            if PROVIDER not in session.get_providers():  # it falls back to the CPU silently
+                raise EngineError(f"ONNX Runtime cannot load its CUDA provider: {_missing(self._ort)}")
+            if failure is not None:
+                _log.info("%s runs without CUDA graphs: %s", path.name, first_line(failure))
+            return session, records
+        assert failure is not None
+        raise EngineError(
+            f"ONNX Runtime {self._ort.__version__} refuses {path.name} on the GPU: {first_line(failure)};"
+            " upgrade onnxruntime-gpu or export again"
+        ) from failure
+
+    def _run_options(self) -> Any:
+        options = self._ort.RunOptions()
+        if self._records:
+            shapes = [(name, tensor.host.shape) for name, tensor in sorted(self._tensors.items())]
+            key = (*shapes, *(value.data_ptr() for value in self._states.values()))
+            recording = self._recordings.setdefault(key, len(self._recordings) + 1)
+            options.add_run_config_entry(_GRAPH_ID, str(recording))
+        return options
+
+    def _tensor(self, name: str, info: TensorInfo, shape: Sequence[int], bind: Any) -> _Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None or tensor.host.shape != tuple(shape):
+            host = np.zeros(tuple(shape), info.dtype)
+            tensor = self._tensors[name] = _Tensor(host, self._on_device(host))
+            bind(name, tensor.device)
+        return tensor
+
+    def _bind_state(self, past: str, present: str, value: Any) -> None:
+        self._states[past, present] = value
+        self._binding.bind_ortvalue_input(past, value)
+        self._binding.bind_ortvalue_output(present, value)
+
+    def _on_device(self, values: Array) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(values, self._device, 0)
+
+
+def check_provider(ort: Any) -> None:
+    """Checks that this onnxruntime was built with CUDA.
+
+    Raises:
+        EngineError: it was not.
+    """
+    if PROVIDER not in ort.get_available_providers():
+        raise EngineError(
+            f"--backend cuda: onnxruntime {ort.__version__} has no CUDA provider, only"
+            f" {', '.join(ort.get_available_providers())}; run: pip uninstall onnxruntime, pip install 'seqrt[gpu]'"
+        )
+
+
+def _missing(ort: Any) -> str:
+    """Which library the provider lacks, as the loader of dynamic libraries says."""
+    import ctypes
+
+    for library in sorted((Path(ort.__file__).parent / "capi").glob("*onnxruntime_providers_cuda*")):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            return f"{error}; install it, or see `seqrt doctor`"
+    return "it does not say why; see `seqrt doctor`"

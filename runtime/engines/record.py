@@ -1,0 +1,174 @@
+"""engine.json: what a directory of built engines was made from, and whether it fits a bundle and a machine."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from seqrt.errors import EngineError
+from seqrt.runtime.bundle import Bundle, weights_path
+from seqrt.runtime.records import parse
+
+SCHEMA: Final = 1
+FOLDER: Final = "engines"
+FILE: Final = "engine.json"
+_MAX_BYTES: Final = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """What was asked for.
+
+    Attributes:
+        backend: "trt" or "rtx".
+        variant: graphs that were built, such as "rtx-fp16".
+        compute_capabilities: such as "8.6"; none for those that TensorRT-RTX takes by itself.
+        buckets: rows of a tree that the decoder takes at once, ascending.
+        prefill: rows of a prompt.
+        workspace: most bytes of scratch memory; None for TensorRT's own limit.
+    """
+
+    backend: str
+    variant: str
+    compute_capabilities: tuple[str, ...]
+    buckets: tuple[int, ...]
+    prefill: int
+    workspace: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltGraph:
+    """One engine file.
+
+    Attributes:
+        role: of its graph in the bundle.
+        source: SHA-256 of graph and weights.
+        size, sha256: of the engine file.
+        shapes: of each input and output; a symbol where a size depends on the profile, "?" for an output's.
+        profiles: what the symbols may be in each: least, best, most.
+        decomposed: why attention was left to be decomposed, None where fused kernels exist or there is none.
+        seconds: that building took.
+    """
+
+    role: str
+    source: str
+    size: int
+    sha256: str
+    shapes: Mapping[str, tuple[str, ...]]
+    profiles: tuple[Mapping[str, tuple[int, ...]], ...]
+    decomposed: str | None
+    seconds: float
+
+    @property
+    def file(self) -> str:
+        """Name of the engine file."""
+        return f"{self.role}.engine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """Contents of engine.json; `version` is TensorRT's."""
+
+    settings: BuildSettings
+    version: str
+    graphs: tuple[BuiltGraph, ...]
+    schema: int = SCHEMA
+
+    def graph(self, role: str) -> BuiltGraph:
+        """The engine for a role.
+
+        Raises:
+            EngineError: it was not built.
+        """
+        for graph in self.graphs:
+            if graph.role == role:
+                return graph
+        held = ", ".join(graph.role for graph in self.graphs)
+        raise EngineError(f"no engine was built for {role!r}, only for {held}; run seqrt build again")
+
+    def to_json(self) -> str:
+        """The text of engine.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def source_hash(bundle: Bundle, role: str, variant: str) -> str:
+    """SHA-256s of a graph and of the weights file that it reads."""
+    files, info = bundle.manifest.files, bundle.info(role, variant)
+    paths = (info.path, weights_path(info.profile, info.dtype))
+    return "-".join(files[path].sha256 for path in paths if path in files)
+
+
+def read_record(folder: Path) -> EngineRecord:
+    """The record of a directory of engines.
+
+    Raises:
+        EngineError: there is none, or it is damaged.
+    """
+    file = folder / FILE
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_BYTES}")
+        raw = json.loads(file.read_bytes())
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise ValueError(f"{file} has not schema {SCHEMA}")
+        record: EngineRecord = parse(EngineRecord, raw, str(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(
+            f"{folder} holds no engines: {' '.join(str(error).split())}; run seqrt build again"
+        ) from error
+    return record
+
+
+def find_engines(
+    bundle: Bundle, backend: str, version: str, compute_capability: str | None
+) -> tuple[Path, EngineRecord]:
+    """The newest directory of engines that fit this bundle, TensorRT and GPU.
+
+    Args:
+        bundle: which holds them.
+        backend: "trt" or "rtx".
+        version: of the TensorRT that is to run them.
+        compute_capability: of the GPU, such as "8.6"; None leaves that to TensorRT.
+
+    Raises:
+        EngineError: there are none; it says what the nearest lacks.
+    """
+    again = f"run: seqrt build {bundle.path} --backend {backend}"
+    folders = sorted((bundle.path / FOLDER).glob("*/" + FILE), key=lambda file: file.stat().st_mtime, reverse=True)
+    reasons = []
+    for file in folders:
+        folder = file.parent
+        try:
+            record = read_record(folder)
+        except EngineError as error:
+            reasons.append(str(error))
+            continue
+        if record.settings.backend != backend:
+            continue
+        reason = _misfit(bundle, folder, record, version, compute_capability)
+        if reason is None:
+            return folder, record
+        reasons.append(f"{FOLDER}/{folder.name} {reason}")
+    why = f": {reasons[0]}" if reasons else ""
+    raise EngineError(f"{bundle.path} has no engines for --backend {backend}{why}; {again}")
+
+
+def _misfit(bundle: Bundle, folder: Path, record: EngineRecord, version: str, cc: str | None) -> str | None:
+    """Why engines cannot be used, None if they can."""
+    settings = record.settings
+    if record.version != version:
+        return f"was built by version {record.version}, this is {version}"
+    if cc is not None and settings.compute_capabilities and cc not in settings.compute_capabilities:
+        return f"was built for compute capability {', '.join(settings.compute_capabilities)}, this GPU has {cc}"
+    if settings.variant not in bundle.manifest.variants:
+        return f"was built from {settings.variant} graphs, which this bundle does not hold"
+    for graph in record.graphs:
+        if graph.source != source_hash(bundle, graph.role, settings.variant):
+            return f"was built from another {graph.role} graph"
+        file = folder / graph.file
+        if not file.is_file() or file.stat().st_size != graph.size:
+            held = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+            return f"has {held} in {graph.file}, expected {graph.size} bytes"
+    return None
