@@ -207,7 +207,7 @@ def _place(
     turn: bool,
 ) -> None:
     """Gives parameters their values, held by the store under the names that `own` says; matrices turned if asked."""
-    turned = turn_weights(graph) if turn else set()
+    turned = turn_weights(graph, names) if turn else set()
     for name in names:
         value = graph.initializers[name]
         if name in turned:

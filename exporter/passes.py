@@ -5,6 +5,7 @@ has the table of who imports what.
 """
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import ClassVar, Final
 
 import onnx_ir as ir
@@ -261,8 +262,8 @@ LOWERINGS: Final[dict[str, type[Lowering]]] = {
 }
 
 
-def turn_weights(graph: ir.Graph) -> set[str]:
-    """Makes every matrix `[K, N]` that MatMul reads from an initialiser `[N, K]`, with a Transpose behind it.
+def turn_weights(graph: ir.Graph, names: Collection[str]) -> set[str]:
+    """Makes every matrix `[K, N]` of `names` that MatMul reads from an initialiser `[N, K]`, with a Transpose behind it.
 
     TensorRT folds the Transpose. It then keeps the weights once; of `[K, N]` it keeps a second copy, in another order,
     when an engine has kernels for one row and for several (measured with TensorRT-RTX 1.7.1: 496 MB instead of 284 MB).
@@ -271,7 +272,8 @@ def turn_weights(graph: ir.Graph) -> set[str]:
         Names of the initialisers that were turned; their values are still those of before.
     """
     turned = set()
-    for name, value in list(graph.initializers.items()):
+    for name in names:
+        value = graph.initializers[name]
         users = [node for node, place in value.uses() if node.op_type == "MatMul" and place == 1]
         if not users or value.shape is None or len(value.shape) != 2 or len(users) < len(list(value.uses())):
             continue

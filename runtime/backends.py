@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.engines import Engine
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.machine import version
+
+if TYPE_CHECKING:
+    from seqrt.runtime.engines.cuda import Cuda
+    from seqrt.runtime.engines.flavour import Flavour
 
 BACKENDS: Final = ("cpu", "cuda", "trt", "rtx")
 _CPU: Final = ("ort-fp32", "ort-fp16")
@@ -77,7 +81,10 @@ def open_engines(bundle: Bundle, backend: str, threads: int) -> Engines:
         return Engines(
             backend, variant, _onnxruntime(), lambda role: OrtCudaEngine(bundle.graph(role, variant)), _gpu_name()
         )
-    return _tensorrt(bundle, backend)
+    from seqrt.runtime.engines.cuda import Cuda
+    from seqrt.runtime.engines.flavour import load_flavour
+
+    return tensorrt_engines(bundle, load_flavour(backend), Cuda())
 
 
 def _cpu_engine(bundle: Bundle, variant: str, threads: int, role: str) -> Engine:
@@ -86,22 +93,25 @@ def _cpu_engine(bundle: Bundle, variant: str, threads: int, role: str) -> Engine
     return OrtEngine(bundle.graph(role, variant), threads=own, spin=role == "decoder")
 
 
-def _tensorrt(bundle: Bundle, backend: str) -> Engines:
-    from seqrt.runtime.engines.cuda import Cuda
-    from seqrt.runtime.engines.flavour import load_flavour
+def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda") -> Engines:
+    """Engines that `seqrt build` made, on TensorRT and CUDA as given.
+
+    Raises:
+        EngineError: none fit, or they do not work here.
+    """
     from seqrt.runtime.engines.record import find_engines
     from seqrt.runtime.engines.tensorrt import Gpu, TensorRTEngine
 
-    flavour, cuda = load_flavour(backend), Cuda()
-    folder, record = find_engines(bundle, backend, flavour.version, cuda.compute_capability())
+    folder, record = find_engines(bundle, flavour.backend, flavour.version, cuda.compute_capability())
     gpu = Gpu.open(flavour, cuda)
-    in_place = not record.settings.variant.startswith("trt10.3-")  # it has no TensorScatter
+    variant = record.settings.variant
+    in_place = not variant.startswith("trt10.3-")  # it has no TensorScatter
 
     def make(role: str) -> Engine:
         built = record.graph(role)
         return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place)
 
-    return Engines(backend, record.settings.variant, flavour.name, make, cuda.device_name(), gpu.stream.close)
+    return Engines(flavour.backend, variant, flavour.name, make, cuda.device_name(), gpu.stream.close)
 
 
 def _held(bundle: Bundle, backend: str, wanted: tuple[str, ...]) -> str:

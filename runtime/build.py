@@ -32,7 +32,7 @@ from seqrt.runtime.files import write_whole
 
 DEFAULT_BUCKETS: Final = (1, 8, 16, 32, 64)
 LAYERS: Final = "layers.json"
-_RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other graphs than the decoder
+RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other graphs than the decoder
     "R": (1, 1, 128),
     "A": (1, 4, MAX_ROWS),
     "P": (1, 8, MAX_ROWS),
@@ -123,7 +123,9 @@ class Builder:
                 kind = getattr(api.ComputeCapability, sm(text), None)
                 if kind is None or not config.set_compute_capability(kind, i):
                     able = [name for name in api.ComputeCapability.__members__ if name.startswith("SM")]
-                    raise EngineError(f"--cc {text}: {self.flavour.name} builds for {', '.join(able)} only")
+                    raise EngineError(
+                        f"--cc {text}: {self.flavour.name} builds for {', '.join(able)}; use --backend trt for others"
+                    )
         elif self.timing_cache is not None:
             known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
             config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
@@ -206,7 +208,7 @@ def build(
         graphs = []
         for info in infos:
             progress(f"building {info.role}")
-            profiles = decoder_profiles(buckets, prefill) if info.role == "decoder" else [_RANGES]
+            profiles = decoder_profiles(buckets, prefill) if info.role == "decoder" else [RANGES]
             plan, made = maker.build(info.role, bundle.path / info.path, profiles, info.dtype != "fp32")
             with (stage / made.file).open("wb") as file:
                 file.write(plan)

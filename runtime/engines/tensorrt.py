@@ -32,6 +32,7 @@ _DTYPES: Final = {
 }
 _MOST_PLANS: Final = 32  # sets of shapes that are kept ready
 _PAST, _PRESENT = "past", "present"
+_OTHER_SHAPES: Final = "build with other --buckets or a larger --prefill"
 
 _log: Final = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class TensorRTEngine:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._plans: dict[tuple[object, ...], _Plan] = {}
         self._plan: _Plan | None = None  # of the shapes as they are
+        self._spare: dict[int, Any] = {}  # contexts that no plan has taken yet, by profile
         self._states: dict[tuple[str, str], DeviceBuffer] = {}
         self._copied: dict[tuple[str, str], DeviceBuffer] = {}  # what is written beside a state that is not aliased
         self._owned: list[DeviceBuffer] = []
@@ -123,6 +125,8 @@ class TensorRTEngine:
             profile["T"][0]: profile["R"][0] for profile in built.profiles if {"T", "R"} == set(profile)
         }
         self._scratch = DeviceBuffer(gpu.cuda, int(self._engine.device_memory_size_v2))
+        self._spare = {i: self._context(i) for i in range(len(built.profiles))}
+        self._reserve()
 
     def input(self, name: str, shape: Sequence[int]) -> Array:
         """Page-locked array of `shape` that the next run reads."""
@@ -183,6 +187,7 @@ class TensorRTEngine:
             return
         self.gpu.stream.wait()
         self._drop_plans()
+        self._spare.clear()
         self._keep_kernels()
         self._engine = self._config = self._cache = None
         for tensor in self._tensors.values():
@@ -199,23 +204,31 @@ class TensorRTEngine:
         return self._view(name, dtype, shape)
 
     def _view(self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
-        tensor = self._tensors.get(name)
-        if tensor is not None and shape in tensor.views:
-            return tensor.views[shape]
-        size = prod(shape) * dtype.itemsize
-        if tensor is None or tensor.host.size < size:
-            if tensor is not None:
-                self._drop_plans()  # they hold the old addresses
-                tensor.close()
-            tensor = self._tensors[name] = _Tensor(HostBuffer(self.gpu.cuda, size), self._device(size))
-        view = tensor.views[shape] = tensor.host.array(dtype, shape)
+        tensor = self._tensors[name]
+        view = tensor.views.get(shape)
+        if view is None:
+            if prod(shape) * dtype.itemsize > tensor.host.size:
+                raise EngineError(f"{self._name} was not built for {name} of {shape}; {_OTHER_SHAPES}")
+            view = tensor.views[shape] = tensor.host.array(dtype, shape)
         return view
 
-    def _device(self, size: int) -> DeviceBuffer:
-        return DeviceBuffer(self.gpu.cuda, size)
+    def _reserve(self) -> None:
+        """Memory for every input and output at its largest, caches excepted: nothing is allocated in the loop."""
+        sizes: dict[str, int] = {}
+        for context, profile in zip(self._spare.values(), self.built.profiles, strict=True):
+            for name, info in self.inputs.items():
+                shape = tuple(size if isinstance(size, int) else profile[size][2] for size in info.shape)
+                self._must(context.set_input_shape(name, shape), f"takes no {name} of {shape}")
+            for name, info in {**self.inputs, **self.outputs}.items():
+                size = prod(context.get_tensor_shape(name)) * info.dtype.itemsize
+                sizes[name] = max(size, sizes.get(name, 0))
+        cuda = self.gpu.cuda
+        for name, size in sizes.items():
+            if not name.startswith((f"{_PAST}_key", f"{_PAST}_value", _PRESENT)):
+                self._tensors[name] = _Tensor(HostBuffer(cuda, size), DeviceBuffer(cuda, size))
 
     def _new(self, size: int) -> DeviceBuffer:
-        buffer = self._device(size)
+        buffer = DeviceBuffer(self.gpu.cuda, size)
         self._owned.append(buffer)
         return buffer
 
@@ -316,9 +329,11 @@ class TensorRTEngine:
             if all(_fits(self.inputs[name].shape, shapes[name], profile) for name in self.inputs):
                 return i
         asked = ", ".join(f"{name} {shapes[name]}" for name in self.inputs if name in self._shapes)
-        raise EngineError(f"{self._name} was not built for {asked}; build with other --buckets or a larger --prefill")
+        raise EngineError(f"{self._name} was not built for {asked}; {_OTHER_SHAPES}")
 
     def _context(self, profile: int) -> Any:
+        if (spare := self._spare.pop(profile, None)) is not None:
+            return spare
         api = self.gpu.flavour.api
         how = self._config or api.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(how)

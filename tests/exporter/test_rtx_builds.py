@@ -1,7 +1,8 @@
 """Every shipped graph, parsed and built ahead of time by TensorRT-RTX: that takes no GPU."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from seqrt.exporter.export import export
 from seqrt.exporter.passes import fix_dimension, turn_weights
 from seqrt.exporter.quantize import Method
 from seqrt.exporter.stitch import decoder_graph, model_of, parameters_of
-from seqrt.exporter.targets import TARGETS, TORCH_DTYPES, variants
+from seqrt.exporter.targets import TARGETS, variants
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.rope import RopeConfig
 from seqrt.runtime.bundle import Bundle, open_bundle
@@ -25,7 +26,8 @@ trt: Final[Any] = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is no
 
 pytestmark = pytest.mark.slow  # the fixtures take it
 
-HIDDEN, INNER, VOCAB, WIDTH, CAPACITY = 128, 192, 300, 64, 64  # width of a head: there are fused kernels for 32 to 256
+HIDDEN, INNER, VOCAB, CAPACITY = 128, 192, 300, 64
+HEADS, KV_HEADS, WIDTH = 4, 2, 64  # fused kernels are for widths of 32 to 256, and not for one row of two heads
 ROLES = ("decoder", "logits", "compaction", "medusa", "hydra.0", "hydra.1", "hydra.prefix")
 BUCKETS = (1, 8, 16, 32, 64)
 ROWS = dict.fromkeys(("T", "R", "N", "A", "P"), (1, 8, 64))  # smallest, most likely and largest number of rows
@@ -48,7 +50,7 @@ class Log(trt.ILogger):  # type: ignore[misc]
 LOG = Log()  # the library keeps the first one for good
 
 
-def build(path: Path, profiles: Sequence[Profile] = (ROWS,), *, decompose: bool = False, capability: str = "SM86") -> Any:
+def build(path: Path, profiles: Sequence[Profile] = (ROWS,), *, decompose: bool = False) -> Any:
     """The engine of a graph, serialised; `decompose` for attention that no fused kernel computes."""
     del LOG.lines[:]
     builder = trt.Builder(LOG)
@@ -61,7 +63,7 @@ def build(path: Path, profiles: Sequence[Profile] = (ROWS,), *, decompose: bool 
             layer.attention.decomposable = True
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     for profile in profiles:
         made = builder.create_optimization_profile()
@@ -96,8 +98,9 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=HIDDEN,
         intermediate_size=INNER,
         num_hidden_layers=2,
-        num_attention_heads=HIDDEN // WIDTH,
-        num_key_value_heads=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=WIDTH,
         max_position_embeddings=2 * CAPACITY,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(path)
@@ -111,10 +114,10 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm": (HIDDEN,),
         "post_attention_layernorm": (HIDDEN,),
-        "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (WIDTH, HIDDEN),
-        "self_attn.v_proj": (WIDTH, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "self_attn.q_proj": (HEADS * WIDTH, HIDDEN),
+        "self_attn.k_proj": (KV_HEADS * WIDTH, HIDDEN),
+        "self_attn.v_proj": (KV_HEADS * WIDTH, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HEADS * WIDTH),
         "mlp.gate_proj": (INNER, HIDDEN),
         "mlp.up_proj": (INNER, HIDDEN),
         "mlp.down_proj": (HIDDEN, INNER),
@@ -126,16 +129,18 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def exported(source: Path, bundle: Path, targets: tuple[str, ...], dtypes: tuple[str, ...], **rest: Any) -> Bundle:
-    heads = {name: source / name for name in ("medusa", "hydra")}
-    export(source, bundle, heads=heads, targets=targets, dtypes=dtypes, capacity=CAPACITY, check=False, **rest)
+def exported(source: Path, bundle: Path, dtype: str, *, heads: bool = True, **rest: Any) -> Bundle:
+    """For TensorRT-RTX, unless `rest` says otherwise."""
+    found = {name: source / name for name in ("medusa", "hydra") if heads}
+    options = {"targets": ("rtx",), "capacity": CAPACITY, "check": False}
+    export(source, bundle, heads=found, dtypes=(dtype,), **(options | rest))
     return open_bundle(bundle)
 
 
 @pytest.fixture(scope="module")
 def halves(wide_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Every target in fp16."""
-    return exported(wide_source, tmp_path_factory.mktemp("halves") / "bundle", tuple(TARGETS), ("fp16",))
+    return exported(wide_source, tmp_path_factory.mktemp("halves") / "bundle", "fp16", targets=tuple(TARGETS))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -151,41 +156,41 @@ def test_half_precision_of_every_target_builds(halves: Bundle, tmp_path: Path, t
 
 
 def test_one_engine_for_every_step_size(halves: Bundle) -> None:
-    """A static profile for each number of rows; what they share is stored once."""
-    profiles = [dict.fromkeys("TR", (rows,) * 3) for rows in BUCKETS]
-    path = halves.graph("decoder", "rtx-fp16")
-    assert build(path, profiles).nbytes < len(BUCKETS) * build(path, profiles[:1]).nbytes
+    """A static profile for each number of rows."""
+    build(halves.graph("decoder", "rtx-fp16"), [dict.fromkeys("TR", (rows,) * 3) for rows in BUCKETS])
 
 
-@pytest.fixture(scope="module")
-def others(wide_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The other types, for TensorRT-RTX."""
-    return exported(wide_source, tmp_path_factory.mktemp("others") / "bundle", ("rtx",), ("bf16", "fp32"))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("role", ROLES)
-def test_other_types_build(others: Bundle, dtype: str, role: str) -> None:
-    build(others.graph(role, f"rtx-{dtype}"), decompose=dtype == "fp32")
-
-
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_quantised_weights_build(wide_source: Path, tmp_path: Path, quantize: Method) -> None:
-    bundle = exported(wide_source, tmp_path / "bundle", ("rtx",), (), quantize=quantize)
+def test_bf16_builds(wide_source: Path, tmp_path: Path) -> None:
+    bundle = exported(wide_source, tmp_path / "bundle", "bf16")
     for role in ROLES:
+        build(bundle.graph(role, "rtx-bf16"))
+
+
+def test_float32_builds(wide_source: Path, tmp_path: Path) -> None:
+    bundle = exported(wide_source, tmp_path / "bundle", "fp32", heads=False)
+    for role in ROLES[:3]:
+        build(bundle.graph(role, "rtx-fp32"), decompose=True)
+
+
+@pytest.mark.parametrize(("quantize", "heads"), [("int8", True), ("int4", False)])
+def test_quantised_weights_build(wide_source: Path, tmp_path: Path, quantize: Method, heads: bool) -> None:
+    """Heads are int8 in either case."""
+    bundle = exported(wide_source, tmp_path / "bundle", "fp16", quantize=quantize, heads=heads)
+    counts = {"decoder": 2 * 4 + 1, "logits": 1, "compaction": 0, "medusa": 2, "hydra.0": 2, "hydra.prefix": 4}
+    for role in ROLES if heads else ROLES[:3]:
         path = bundle.graph(role, "rtx-fp16")
         count = sum(node.op_type == "DequantizeLinear" for node in ir.load(path).graph)
-        assert count == {"decoder": 2 * 4 + 1, "logits": 1, "medusa": 2, "hydra.prefix": 4}.get(role, count), role
+        assert count == counts.get(role, 2), role
         build(path)
 
 
-CONFIG: Final = DecoderConfig(
+GEMMA: Final = DecoderConfig(
     vocab_size=VOCAB,
     hidden_size=HIDDEN,
     intermediate_size=INNER,
     num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
+    num_heads=HEADS,
+    num_kv_heads=KV_HEADS,
     head_dim=WIDTH,
     max_positions=2 * CAPACITY,
     norm="rms_plus_one",
@@ -198,58 +203,70 @@ CONFIG: Final = DecoderConfig(
     attention_scale=1.0,
     layer_kinds=("sliding", "full"),
     sliding_window=16,
-    ropes={kind: RopeConfig(kind="default", theta=1e4, dim=WIDTH) for kind in ("sliding", "full")},
+    ropes={
+        "sliding": RopeConfig(kind="default", theta=1e4, dim=WIDTH),
+        "full": RopeConfig(kind="default", theta=1e6, dim=WIDTH),
+    },
 )
-GPT2: Final = replace(
-    CONFIG,
-    num_kv_heads=4,
+LARGE: Final = replace(
+    GEMMA,
+    hidden_size=768,
+    intermediate_size=3072,
+    norm="rms",
+    activation="silu",
+    qk_norm=False,
+    post_norms=False,
+    embedding_scale=1.0,
+    layer_kinds=("full", "full"),
+)
+NARROW: Final = replace(
+    LARGE,
+    hidden_size=HIDDEN,
+    intermediate_size=INNER,
+    num_kv_heads=HEADS,
+    head_dim=12,
     norm="layer",
+    activation="gelu",
     gated_mlp=False,
     qkv_bias=True,
     out_bias=True,
     mlp_bias=True,
-    qk_norm=False,
-    post_norms=False,
     learned_positions=True,
-    embedding_scale=1.0,
-    layer_kinds=("full", "full"),
     ropes={},
 )
+CONFIGS: Final = {"gemma": GEMMA, "large llama": LARGE, "narrow gpt2": NARROW}
 
 
-def random_decoder(config: DecoderConfig, target: str, dtype: str, *, prepare: Callable[[ir.Graph], object]) -> ir.Model:
-    """A lowered decoder whose layers differ."""
-    (variant,), rng = variants((target,), (dtype,)), np.random.default_rng(0)
-    graph = decoder_graph(config, (), TORCH_DTYPES[dtype])
+@cache
+def traced(config: str) -> ir.Graph:
+    return decoder_graph(CONFIGS[config], (), torch.float16)
+
+
+def random_decoder(config: str, target: str, path: Path) -> Path:
+    """A lowered decoder in fp16 whose layers differ, its weights turned."""
+    (variant,), rng, graph = variants((target,), ("fp16",)), np.random.default_rng(0), traced(config).clone()
     names = parameters_of(graph)
-    prepare(graph)
+    turn_weights(graph, names)
     for value in map(graph.initializers.__getitem__, names):
         assert value.shape is not None
-        assert value.dtype is not None
-        array = rng.standard_normal(value.shape.numpy()) / config.hidden_size**0.5
-        value.const_value = ir.tensor(array.astype(value.dtype.numpy()), dtype=value.dtype)
+        array = rng.standard_normal(value.shape.numpy()) / HIDDEN**0.5
+        value.const_value = ir.tensor(array.astype(np.float16))
     variant.lower(model_of(graph))
     fix_dimension(graph, "C", 2 * CAPACITY)
-    return model_of(graph)
+    ir.save(model_of(graph), path)
+    return path
 
 
-@pytest.mark.parametrize("config", [CONFIG, GPT2], ids=["gemma", "gpt2"])
-@pytest.mark.parametrize(("target", "dtype"), [("rtx", "fp16"), ("rtx", "bf16"), ("trt10.3", "fp16")])
-def test_other_families_build(tmp_path: Path, config: DecoderConfig, target: str, dtype: str) -> None:
-    ir.save(random_decoder(config, target, dtype, prepare=turn_weights), tmp_path / "decoder.onnx")
-    build(tmp_path / "decoder.onnx")
-
-
-def test_heads_without_a_fused_kernel_build(tmp_path: Path) -> None:
-    narrow = replace(CONFIG, head_dim=12, ropes={kind: replace(rope, dim=12) for kind, rope in CONFIG.ropes.items()})
-    ir.save(random_decoder(narrow, "rtx", "fp16", prepare=turn_weights), tmp_path / "decoder.onnx")
-    build(tmp_path / "decoder.onnx", decompose=True)
+@pytest.mark.parametrize("config", ["gemma", "narrow gpt2"])
+@pytest.mark.parametrize("target", ["rtx", "trt10.3"])
+def test_other_families_build(tmp_path: Path, config: str, target: str) -> None:
+    """One of them has heads that no fused kernel is for."""
+    build(random_decoder(config, target, tmp_path / "decoder.onnx"), decompose=config == "narrow gpt2")
 
 
 def test_one_row_and_many_share_their_weights(tmp_path: Path) -> None:
     """What turn_weights and GatherHalves are for: an engine holds weights once for each order that its kernels want."""
-    silu = replace(GPT2, norm="rms", activation="silu", gated_mlp=True, hidden_size=512, intermediate_size=1536)
-    ir.save(random_decoder(silu, "rtx", "fp16", prepare=turn_weights), tmp_path / "decoder.onnx")
+    path = random_decoder("large llama", "rtx", tmp_path / "decoder.onnx")
     one, many = (dict.fromkeys("TR", (rows,) * 3) for rows in (1, 64))
-    both, alone = (build(tmp_path / "decoder.onnx", profiles).nbytes for profiles in ([one, many], [many]))
+    both, alone = (build(path, profiles).nbytes for profiles in ([one, many], [many]))
     assert alone < both < 1.15 * alone

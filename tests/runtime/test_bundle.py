@@ -138,7 +138,8 @@ def test_hash_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
 def test_what_is_not_in_a_bundle_is_named(bundle: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(
-        BundleError, match=r"has no 'hydra' graph for ort-fp32; it has decoder, logits, compaction, medusa for ort-fp32; export"
+        BundleError,
+        match=r"has no 'hydra' graph for ort-fp32; it has decoder, logits, compaction, medusa for ort-fp32; export",
     ):
         opened.graph("hydra")
     with pytest.raises(BundleError, match=r"has no tree\.json; export the model again"):
@@ -225,7 +226,10 @@ def test_absurd_shape(bundle: Path, name: str, value: int) -> None:
     [
         (lambda raw: raw["graphs"].pop(0), "has 0 graphs for 'decoder' and ort-fp32, expected 1; export again"),
         (lambda raw: raw["graphs"].pop(2), "has 0 graphs for 'compaction' and ort-fp32, expected 1; export again"),
-        (lambda raw: raw["graphs"].append(raw["graphs"][1]), "has 2 graphs for 'logits' and ort-fp32, expected 1; export again"),
+        (
+            lambda raw: raw["graphs"].append(raw["graphs"][1]),
+            "has 2 graphs for 'logits' and ort-fp32, expected 1; export again",
+        ),
         (lambda raw: raw["heads"][0].update(graphs=["hydra.0"]), "has 0 graphs for 'hydra.0'"),
         (lambda raw: raw["heads"][0].update(prefix="hydra.p"), "has 0 graphs for 'hydra.p'"),
         (lambda raw: raw["heads"][0].update(name="lookup"), "has draft heads called lookup, a reserved name"),

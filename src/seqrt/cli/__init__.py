@@ -27,7 +27,7 @@ _ADVICE: Final = {
     errno.EACCES: "choose a path that you may use",
     errno.EMFILE: "close other programs",
 }
-_COMMANDS: Final = ("export", "run", "chat", "profile", "tune", "verify", "inspect", "doctor")
+_COMMANDS: Final = ("export", "build", "run", "chat", "profile", "tune", "verify", "inspect", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

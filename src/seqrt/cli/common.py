@@ -27,7 +27,9 @@ class State:
 
 
 BundlePath = Annotated[Path, typer.Argument(help="Bundle that `seqrt export` made.", show_default=False)]
-Backend = Annotated[str, typer.Option(help="What computes: cpu.")]
+Backend = Annotated[
+    str, typer.Option(help="What computes: cpu, cuda (ONNX Runtime on a GPU), trt or rtx (engines of `seqrt build`).")
+]
 Threads = Annotated[int, typer.Option(help="Threads of a model call; 0 takes one a core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")]
 PromptFile = Annotated[
