@@ -263,7 +263,7 @@ LOWERINGS: Final[dict[str, type[Lowering]]] = {
 
 
 def turn_weights(graph: ir.Graph, names: Collection[str]) -> set[str]:
-    """Makes every matrix `[K, N]` of `names` that MatMul reads from an initialiser `[N, K]`, with a Transpose behind it.
+    """Makes every matrix `[K, N]` of `names` that MatMul reads one `[N, K]` with a Transpose behind it.
 
     TensorRT folds the Transpose. It then keeps the weights once; of `[K, N]` it keeps a second copy, in another order,
     when an engine has kernels for one row and for several (measured with TensorRT-RTX 1.7.1: 496 MB instead of 284 MB).

@@ -87,8 +87,9 @@ def _cast(name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> npt.
     """Contiguous values of the type that the graph says."""
     if array.dtype == np.float32 and dtype == ir.DataType.FLOAT16:
         largest = float(np.abs(array.astype(np.float32)).max(initial=0.0))
-        if largest > np.finfo(np.float16).max:
-            raise ExportError(f"{name} holds {largest:.3g}, above what fp16 holds (65504); export with --dtype bf16")
+        if largest > float(np.finfo(np.float16).max):  # in fp16 the comparison itself would overflow
+            own = name.removesuffix(".turned")
+            raise ExportError(f"{own} holds {largest:.3g}, above what fp16 holds (65504); use --dtype bf16 or fp32")
     return np.ascontiguousarray(array, dtype.numpy())
 
 

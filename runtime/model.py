@@ -49,7 +49,11 @@ def load(path: str | Path, *, backend: str = "cpu", threads: int = 0) -> "Model"
     start = perf_counter()
     bundle = open_bundle(Path(path))
     engines = open_engines(bundle, backend, threads)
-    model = Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
+    try:
+        model = Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
+    except BaseException:
+        engines.close()
+        raise
     model.load_seconds = perf_counter() - start
     return model
 

@@ -44,7 +44,8 @@ class OrtCudaEngine:
         check_provider(self._ort)
         self._session, self._records = self._open(path)
         self._binding = self._session.io_binding()
-        self._tensors: dict[str, _Tensor] = {}
+        self._tensors: dict[str, _Tensor] = {}  # bound now
+        self._kept: dict[tuple[str, tuple[int, ...]], _Tensor] = {}  # of every shape: recordings hold their addresses
         self._states: dict[tuple[str, str], Any] = {}
         self._recordings: dict[tuple[object, ...], int] = {}
         self.inputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_inputs())
@@ -100,6 +101,7 @@ class OrtCudaEngine:
     def close(self) -> None:
         """Lets go of the session and of what it holds on the device."""
         self._tensors.clear()
+        self._kept.clear()
         self._states.clear()
         self._binding = self._session = None
 
@@ -127,19 +129,24 @@ class OrtCudaEngine:
         ) from failure
 
     def _run_options(self) -> Any:
+        """Which recording to make or replay: none for shapes and caches that are new, and may never come again."""
         options = self._ort.RunOptions()
         if self._records:
-            shapes = [(name, tensor.host.shape) for name, tensor in sorted(self._tensors.items())]
-            key = (*shapes, *(value.data_ptr() for value in self._states.values()))
-            recording = self._recordings.setdefault(key, len(self._recordings) + 1)
-            options.add_run_config_entry(_GRAPH_ID, str(recording))
+            shapes = ((name, tensor.host.shape) for name, tensor in sorted(self._tensors.items()))
+            key = (*shapes, *((value.data_ptr(), tuple(value.shape())) for value in self._states.values()))
+            recording = self._recordings.get(key)
+            self._recordings.setdefault(key, len(self._recordings) + 1)
+            options.add_run_config_entry(_GRAPH_ID, _NO_RECORDING if recording is None else str(recording))
         return options
 
     def _tensor(self, name: str, info: TensorInfo, shape: Sequence[int], bind: Any) -> _Tensor:
         tensor = self._tensors.get(name)
         if tensor is None or tensor.host.shape != tuple(shape):
-            host = np.zeros(tuple(shape), info.dtype)
-            tensor = self._tensors[name] = _Tensor(host, self._on_device(host))
+            key = (name, tuple(shape))
+            if key not in self._kept:
+                host = np.zeros(tuple(shape), info.dtype)
+                self._kept[key] = _Tensor(host, self._on_device(host))
+            tensor = self._tensors[name] = self._kept[key]
             bind(name, tensor.device)
         return tensor
 

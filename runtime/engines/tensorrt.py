@@ -116,6 +116,7 @@ class TensorRTEngine:
         self._states: dict[tuple[str, str], DeviceBuffer] = {}
         self._copied: dict[tuple[str, str], DeviceBuffer] = {}  # what is written beside a state that is not aliased
         self._owned: list[DeviceBuffer] = []
+        self._scratch: DeviceBuffer | None = None
         self._engine = self._load(file)
         self._config, self._cache = self._runtime_config()
         self.inputs: Mapping[str, TensorInfo] = self._infos("INPUT")
@@ -124,9 +125,13 @@ class TensorRTEngine:
         self.buckets: Mapping[int, int] = {
             profile["T"][0]: profile["R"][0] for profile in built.profiles if {"T", "R"} == set(profile)
         }
-        self._scratch = DeviceBuffer(gpu.cuda, int(self._engine.device_memory_size_v2))
-        self._spare = {i: self._context(i) for i in range(len(built.profiles))}
-        self._reserve()
+        try:
+            self._scratch = self._new(int(self._engine.device_memory_size_v2))
+            self._spare = {i: self._context(i) for i in range(len(built.profiles))}
+            self._reserve()
+        except BaseException:  # memory that ran out, above all
+            self.close()
+            raise
 
     def input(self, name: str, shape: Sequence[int]) -> Array:
         """Page-locked array of `shape` that the next run reads."""
@@ -192,7 +197,7 @@ class TensorRTEngine:
         self._engine = self._config = self._cache = None
         for tensor in self._tensors.values():
             tensor.close()
-        for buffer in (*self._owned, self._scratch):
+        for buffer in self._owned:
             buffer.close()
         self._tensors.clear()
         self._states.clear()
@@ -225,7 +230,12 @@ class TensorRTEngine:
         cuda = self.gpu.cuda
         for name, size in sizes.items():
             if not name.startswith((f"{_PAST}_key", f"{_PAST}_value", _PRESENT)):
-                self._tensors[name] = _Tensor(HostBuffer(cuda, size), DeviceBuffer(cuda, size))
+                host = HostBuffer(cuda, size)
+                try:
+                    self._tensors[name] = _Tensor(host, DeviceBuffer(cuda, size))
+                except BaseException:
+                    host.close()
+                    raise
 
     def _new(self, size: int) -> DeviceBuffer:
         buffer = DeviceBuffer(self.gpu.cuda, size)
@@ -339,6 +349,7 @@ class TensorRTEngine:
         context = self._engine.create_execution_context(how)
         if context is None:
             raise EngineError(f"{self._name} has no execution context: {self.gpu.flavour.why()}")
+        assert self._scratch is not None
         context.set_device_memory(self._scratch.address, self._scratch.size)
         handle = self.gpu.stream.handle
         self._must(context.set_optimization_profile_async(profile, handle), f"has no profile {profile}")

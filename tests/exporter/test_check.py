@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrt.errors import ExportError
-from seqrt.exporter.check import check_compaction, check_decoder, check_graph
+from seqrt.exporter.check import check_compaction, check_decoder, check_graph, run_exact
 from seqrt.graphs.decoder import Decoder
 
 Stitched = tuple[Decoder, Path]
@@ -127,3 +127,24 @@ def test_large_values_may_differ_by_more(tmp_path: Path) -> None:
     differences = check_graph(path, Best(), large, ["y", "best"])
     assert 1 < differences["y"] < 5
     assert torch.from_numpy(large["x"]).abs().max() > 2000
+
+
+def test_half_precision_is_judged_by_the_norm(tmp_path: Path) -> None:
+    """One value may be off by more than float32 allows, all of them by 2% may not."""
+    for factor, passes in ((1.01, True), (1.05, False)):
+        path = graph(tmp_path / "g.onnx", f"two = Constant<value_float = {2 * factor}>()", "y = Mul(x, two)", BEST)
+        with pytest.raises(ExportError, match="y differs from torch"):
+            check_graph(path, Best(), INPUTS, ["y", "best"])
+        if passes:
+            assert 0.01 < check_graph(path, Best(), INPUTS, ["y", "best"], half=True)["y"] < 0.1
+        else:
+            with pytest.raises(ExportError, match=r"^g\.onnx: y differs from torch by 0\.\d+; this is a fault"):
+                check_graph(path, Best(), INPUTS, ["y", "best"], half=True)
+
+
+def test_inputs_are_given_in_the_type_of_the_graph(tmp_path: Path) -> None:
+    text = '<ir_version: 11, opset_import: ["" : 24]> g (float16[N, M] x) => (float16[N, M] y) { y = Add(x, x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "g.onnx")
+    found = run_exact(tmp_path / "g.onnx", INPUTS)["y"]
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found.astype(np.float32), 2 * INPUTS["x"], rtol=2e-3)

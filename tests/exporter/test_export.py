@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
+from seqrt.errors import ExportError
 from seqrt.exporter.export import Report, export
-from seqrt.runtime.bundle import open_bundle
+from seqrt.runtime.bundle import STATIC_ROOM, Bundle, open_bundle
 from seqrt.runtime.engines.ort import OrtEngine
 from seqrt.runtime.model import load
 
@@ -200,3 +201,95 @@ def test_weights_are_stored_once(exported: Exported) -> None:
     parameters = sum(parameter.numel() for parameter in exported.model.parameters())
     padding = 4096 * sum(1 for parameter in exported.model.parameters() if parameter.numel() > 256)
     assert size <= 4 * parameters + padding + 2 * 4 * 128 * 64, "rotation tables come on top"
+
+
+def caches(bundle: Bundle, role: str, variant: str) -> set[tuple[int, int | str]]:
+    """Element type and number of rows of every cache that goes in and out."""
+    graph = onnx.load(bundle.graph(role, variant), load_external_data=False).graph
+    kinds = [value.type.tensor_type for value in (*graph.input, *graph.output) if value.name.startswith(("pa", "pr"))]
+    of_caches = [kind for kind in kinds if len(kind.shape.dim) == 4]
+    assert len(of_caches) == 8, "two layers, keys and values, past and present"
+    return {(kind.elem_type, kind.shape.dim[2].dim_param or kind.shape.dim[2].dim_value) for kind in of_caches}
+
+
+def weight_files(bundle: Bundle, variant: str) -> set[str]:
+    graph = onnx.load(bundle.graph("decoder", variant), load_external_data=False).graph
+    return {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+
+
+@pytest.mark.slow
+def test_one_bundle_for_several_engines_and_types(source: Path, tmp_path: Path) -> None:
+    report = export(source, tmp_path / "bundle", targets=("ort", "rtx"), dtypes=("fp32", "fp16"), capacity=50)
+    bundle = open_bundle(tmp_path / "bundle")
+    graphs = {(graph.role, graph.profile, graph.dtype): graph for graph in bundle.manifest.graphs}
+    roles, kinds = ("decoder", "logits", "compaction"), ("fp32", "fp16")
+    assert graphs.keys() == {(role, target, kind) for role in roles for target in ("ort", "rtx") for kind in kinds}
+    assert set(bundle.manifest.variants) == {"ort-fp32", "ort-fp16", "rtx-fp32", "rtx-fp16"}
+    assert {graph.opset for graph in graphs.values()} == {24}
+    for (role, target, kind), graph in graphs.items():
+        name = role if (target, kind) == ("ort", "fp32") else f"{role}.{target}-{kind}"
+        assert graph.path == f"graphs/{name}.onnx"
+        assert name in report.differences, "every graph was compared with torch"
+    single, half = (graphs["decoder", "ort", kind].weight_bytes for kind in kinds)
+    assert half == pytest.approx(single / 2, rel=0.02)
+    float_, float16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    for role in ("decoder", "compaction"):
+        assert caches(bundle, role, "ort-fp32") == {(float_, "C")}
+        assert caches(bundle, role, "ort-fp16") == {(float16, "C")}
+        assert caches(bundle, role, "rtx-fp32") == {(float_, 50 + STATIC_ROOM)}
+        assert caches(bundle, role, "rtx-fp16") == {(float16, 50 + STATIC_ROOM)}
+    files = {
+        "ort-fp32": "weights",
+        "ort-fp16": "weights.fp16",
+        "rtx-fp32": "weights.trt",
+        "rtx-fp16": "weights.trt.fp16",
+    }
+    for variant, name in files.items():
+        assert weight_files(bundle, variant) == {f"{name}.bin"}
+        assert f"graphs/{name}.bin" in bundle.manifest.files
+        onnx.checker.check_model(str(bundle.graph("decoder", variant)), full_check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantised_weights_for_tensorrt_compute_what_torch_does(source: Path, tmp_path: Path, quantize: Any) -> None:
+    """Signed codes, and of 4 bits the rest of the offsets as a product of its own."""
+    report = export(source, tmp_path / "bundle", targets=("rtx",), dtypes=("fp32",), quantize=quantize)
+    assert report.differences.keys() == {f"{role}.rtx-fp32" for role in ("decoder", "logits", "compaction")}
+    graph = onnx.load(tmp_path / "bundle" / "graphs" / "decoder.rtx-fp32.onnx", load_external_data=False).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert {kinds[name] for name in kinds if name.endswith(".codes") and name.startswith("layers.")} == {
+        onnx.TensorProto.INT8 if quantize == "int8" else onnx.TensorProto.INT4
+    }
+    assert sum(name.endswith(".rest") for name in kinds) == (0 if quantize == "int8" else 2 * 4)
+    assert not any(name.endswith(".zero") for name in kinds), "TensorRT knows none"
+
+
+@pytest.mark.slow
+def test_bf16_of_gemma_without_a_graph_for_onnxruntime(tmp_path: Path) -> None:
+    build("gemma3").save_pretrained(tmp_path / "source")
+    report = export(tmp_path / "source", tmp_path / "bundle", targets=("rtx",), dtypes=("bf16",))
+    assert report.differences == {}, "ONNX Runtime has no kernels to compare with"
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.manifest.variants == ("rtx-bf16",)
+    assert {path.name for path in (tmp_path / "bundle" / "graphs").iterdir()} == {
+        *(f"{role}.rtx-bf16.onnx" for role in ("decoder", "logits", "compaction")),
+        "weights.trt.bf16.bin",
+    }
+    assert caches(bundle, "decoder", "rtx-bf16") == {(onnx.TensorProto.BFLOAT16, 128 + STATIC_ROOM)}
+    onnx.checker.check_model(str(bundle.graph("decoder", "rtx-bf16")), full_check=True)
+    graph = onnx.load(bundle.graph("decoder", "rtx-bf16"), load_external_data=False).graph
+    floats = {value.name: value.type.tensor_type.elem_type for value in graph.output}
+    assert floats["hidden"] == floats["topk_logits"] == floats["logsumexp"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.slow
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 5] = -70000.0
+    model.save_pretrained(tmp_path / "source")
+    message = r"^layers\.1\.mlp\.down\.weight holds 7e\+04, above what fp16 holds \(65504\); use --dtype bf16 or fp32$"
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path / "source", tmp_path / "bundle", targets=("rtx",), check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -245,15 +245,21 @@ def test_halves(axis: str, rows: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "g (float[1, 4, 12] x) => (float[1, 2, 12] a, float[1, 2, 12] b) { a, b = Split<axis = 1, num_outputs = 2>(x) }",
+        "g (float[1, 4, 8] x) => (float[1, 2, 8] a, float[1, 2, 8] b) { a, b = Split<axis = 1, num_outputs = 2>(x) }",
         "g (float[2, T, 12] x) => (float[1, T, 12] a, float[1, T, 12] b) { a, b = Split<num_outputs = 2>(x) }",
-        "g (float[1, 3, T, 12] x) => (float[1, 3, T, 6] a, float[1, 3, T, 6] b)"
-        "{ a, b = Split<axis = -1, num_outputs = 2>(x) }",
+        (
+            "g (float[1, 3, T, 12] x) => (float[1, 3, T, 6] a, float[1, 3, T, 6] b)"
+            "{ a, b = Split<axis = -1, num_outputs = 2>(x) }"
+        ),
         "g (float[T, 12] x) => (float[T, 6] a, float[T, 6] b) { a, b = Split<axis = -1, num_outputs = 2>(x) }",
-        "g (float[1, T, 12] x) => (float[1, T, 4] a, float[1, T, 4] b, float[1, T, 4] c)"
-        "{ a, b, c = Split<axis = -1, num_outputs = 3>(x) }",
-        "g (float[1, T, 12] x) => (float[1, T, 4] a, float[1, T, 8] b) <int64[2] sizes = {4, 8}>"
-        "{ a, b = Split<axis = -1>(x, sizes) }",
+        (
+            "g (float[1, T, 12] x) => (float[1, T, 4] a, float[1, T, 4] b, float[1, T, 4] c)"
+            "{ a, b, c = Split<axis = -1, num_outputs = 3>(x) }"
+        ),
+        (
+            "g (float[1, T, 12] x) => (float[1, T, 4] a, float[1, T, 8] b) <int64[2] sizes = {4, 8}>"
+            "{ a, b = Split<axis = -1>(x, sizes) }"
+        ),
         "g (float[1, T, N] x) => (float[1, T, A] a, float[1, T, B] b) { a, b = Split<axis = -1, num_outputs = 2>(x) }",
     ],
     ids=["rows", "batch", "four axes", "two axes", "thirds", "unequal", "unknown width"],

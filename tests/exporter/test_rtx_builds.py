@@ -132,7 +132,7 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(source: Path, bundle: Path, dtype: str, *, heads: bool = True, **rest: Any) -> Bundle:
     """For TensorRT-RTX, unless `rest` says otherwise."""
     found = {name: source / name for name in ("medusa", "hydra") if heads}
-    options = {"targets": ("rtx",), "capacity": CAPACITY, "check": False}
+    options: dict[str, Any] = {"targets": ("rtx",), "capacity": CAPACITY, "check": False}
     export(source, bundle, heads=found, dtypes=(dtype,), **(options | rest))
     return open_bundle(bundle)
 

@@ -91,14 +91,18 @@ def test_who_imports_what() -> None:
         (
             "trt10.3",
             "DequantizeLinear",
-            "--target trt10.3: --quantize int4 needs the operator DequantizeLinear, which TensorRT 10.3 lacks;"
-            " use --target ort, rtx, trt11 or trt10.16",
+            (
+                "--target trt10.3: --quantize int4 needs the operator DequantizeLinear, which TensorRT 10.3 lacks;"
+                " use --target ort, rtx, trt11 or trt10.16"
+            ),
         ),
         (
             "trt10.16",
             "Swish",
-            "--target trt10.16: --quantize int4 needs the operator Swish, which TensorRT 10.16 lacks;"
-            " use --target ort, rtx or trt11",
+            (
+                "--target trt10.16: --quantize int4 needs the operator Swish, which TensorRT 10.16 lacks;"
+                " use --target ort, rtx or trt11"
+            ),
         ),
         (
             "rtx",

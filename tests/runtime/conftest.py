@@ -1,6 +1,7 @@
 """Two tiny random models as bundles, exported once: what everything that runs a model is tested on."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from seqrt.runtime.decoder import StepOutput
 from seqrt.runtime.drafters import Proposal
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.tree import Tree
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # tools/ is not part of the installed package
 
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>")
 BOS, EOS = 0, 1
@@ -125,6 +128,22 @@ def hydra_bundle(
         torch.save(tensors, heads[name] / "hydra_lm_head.pt")
         (heads[name] / "config.json").write_text(json.dumps({"hidden_state_offset": int(name == "hydra")}))
     return export(source, source / "bundle", heads=heads).bundle
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(
+    llama: Any, hydra_tensors: dict[str, dict[str, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The model of `llama_bundle` for every kind of engine, in float32, with heads that keep a cache of their own."""
+    source, heads = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("hydra")
+    llama.save_pretrained(source)
+    _tokenizer().save(str(source / "tokenizer.json"))
+    torch.save(hydra_tensors["hydra++"], heads / "hydra_lm_head.pt")
+    (heads / "config.json").write_text("{}")
+    wanted = ("ort", "rtx", "trt10.3")
+    return export(
+        source, source / "bundle", heads={"hydra": heads}, targets=wanted, dtypes=("fp32",), capacity=256
+    ).bundle
 
 
 @pytest.fixture(scope="session")
