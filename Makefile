@@ -20,6 +20,8 @@ DEMO_GGUF := build/demo/SmolLM2-135M-Instruct.Q4_1.gguf
 DEMO_BUNDLE := build/demo/source
 # Of tools/zoo; there is hydra-plus too.
 HEADS := medusa hydra
+# TensorRT-RTX, which builds engines without a GPU, has wheels for this system only.
+EXTRAS := cpu,export,plot,dev$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(shell echo ,rtx))
 EXPORTER := $(shell find exporter graphs runtime/bundle.py -name '*.py')
 
 .PHONY: help demo test install lint types tests build clean
@@ -54,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "seqrt needs Python 3.11 or later here; set PYTHON")'
 	$(PYTHON) -m venv .venv
 	$(PIP) setuptools
-	$(PIP) $(PIP_ARGS) --no-build-isolation --editable '.[cpu,export,plot,dev]'
+	$(PIP) $(PIP_ARGS) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(DEMO_GGUF): | $(INSTALLED)

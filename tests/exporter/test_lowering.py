@@ -57,6 +57,7 @@ def arrays(rng: np.random.Generator, heads: tuple[int, int, int], rows: int, cap
     seen[:, 0] = True
     shapes = {"query": (num_q, rows), "key": (num_kv, capacity), "value": (num_kv, capacity)}
     made = {name: rng.standard_normal((1, *shape, width)).astype(np.float32) for name, shape in shapes.items()}
+    made["query"] /= np.float32(width**0.5)  # queries come scaled; products of order ten would cost a digit
     return made | {"mask": np.where(seen, 0, -np.inf).astype(np.float32)[None, None]}
 
 

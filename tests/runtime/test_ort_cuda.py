@@ -68,10 +68,11 @@ def test_shapes_that_come_back_find_their_buffers(on_gpu: Open) -> None:
     """Or a recording would be replayed over memory that is no longer what it was."""
     engine = on_gpu(StandInOrt()).engines["logits"]
     assert isinstance(engine, OrtCudaEngine)
-    seen = {}
+    seen: dict[int, list[int]] = {}
+    width = int(engine.outputs["logits"].shape[1])
     for rows in (1, 3, 1, 3, 2, 1):
         engine.input("hidden", (rows, 64))[:] = rows
-        logits = engine.output("logits", (rows, engine.outputs["logits"].shape[1]))  # type: ignore[list-item]
+        logits = engine.output("logits", (rows, width))
         engine.run()
         pointers = [engine._tensors[name].device.data_ptr() for name in ("hidden", "logits")]
         assert seen.setdefault(rows, pointers) == pointers

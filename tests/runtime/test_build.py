@@ -1,0 +1,233 @@
+"""From a bundle to engines, with the real TensorRT-RTX, which needs no GPU for it; and what happens when it fails."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import onnx.parser
+import pytest
+
+from seqrt.errors import EngineError, RequestError, SeqrtError
+from seqrt.runtime import build as module
+from seqrt.runtime.build import Builder, build, choose_variant, decoder_profiles
+from seqrt.runtime.bundle import Bundle, open_bundle
+from seqrt.runtime.engines.flavour import Flavour, load_flavour, sm
+from seqrt.runtime.engines.record import BuildSettings, find_engines, read_record
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
+
+VERSION = load_flavour("rtx").version
+
+
+@pytest.fixture(scope="module")
+def built(gpu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with engines for two buckets."""
+    bundle = tmp_path_factory.mktemp("built") / "bundle"
+    shutil.copytree(gpu_bundle, bundle)
+    opened = open_bundle(bundle)
+    assert build(opened, "rtx", buckets=(4,), prefill=32).is_new
+    return opened
+
+
+@pytest.fixture
+def bundle(built: Bundle, tmp_path: Path) -> Bundle:
+    shutil.copytree(built.path, tmp_path / "bundle")
+    return open_bundle(tmp_path / "bundle")
+
+
+def test_what_is_built_is_described(built: Bundle) -> None:
+    folder, record = find_engines(built, "rtx", VERSION, None)
+    assert folder.name == f"rtx-{VERSION}-any-fp32"
+    assert [graph.role for graph in record.graphs] == [
+        graph.role for graph in built.manifest.graphs if graph.profile == "rtx"
+    ]
+    decoder = record.graph("decoder")
+    assert decoder.profiles == tuple(
+        {"T": (rows,) * 3, "R": (wanted,) * 3} for rows, wanted in ((1, 1), (4, 4), (32, 1))
+    )
+    assert decoder.shapes["token_ids"] == ("1", "T")
+    assert decoder.shapes["past_key.0"] == ("1", "2", "768", "16"), "256 tokens and the room of a prompt"
+    assert decoder.shapes["topk_ids"] == ("?", "256")
+    assert decoder.decomposed == "fp32", "TensorRT has fused attention for half precision only"
+    assert record.graph("logits").decomposed is None
+    layers = json.loads((folder / "layers.json").read_text())
+    assert {layer["type"] for layer in layers["decoder"]} >= {"KV_CACHE_UPDATE", "ATTENTION_INPUT", "TOPK"}
+    assert not [file for file in folder.parent.iterdir() if file.name.startswith(".")]
+
+
+def test_nothing_is_built_again_unless_something_changed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Builder, "build", None)
+    assert not build(bundle, "rtx", buckets=(1, 4), prefill=32).is_new
+    monkeypatch.undo()
+    made = build(bundle, "rtx", buckets=(1, 2), prefill=32)
+    assert made.is_new
+    assert made.record.graph("decoder").profiles[1]["T"] == (2, 2, 2)
+    file = made.folder / "logits.engine"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert build(bundle, "rtx", buckets=(1, 2), prefill=32).is_new, "a damaged file is built anew"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_was_there_survives_a_build_that_ends_early(
+    bundle: Bundle, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = find_engines(bundle, "rtx", VERSION, None)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "_described", fail)
+    with pytest.raises((KeyboardInterrupt, EngineError)) as caught:
+        build(bundle, "rtx", buckets=(1, 2), prefill=32)
+    if isinstance(error, OSError):
+        assert str(caught.value).startswith(f"cannot write {folder}: No space left on device; free some space")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [file.name for file in folder.parent.iterdir()] == [folder.name]
+    assert read_record(folder) == record
+
+
+def test_memory_that_does_not_suffice_is_said_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HOST_FACTOR", 1e9)
+    with pytest.raises(
+        EngineError, match=r"^building takes about [\d.]+ GB of memory, [\d.]+ GB are free; close other"
+    ):
+        build(bundle, "rtx", buckets=(1, 2), prefill=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"buckets": (0, 4)}, RequestError, r"^--buckets 0,1,4 are out of range; give numbers from 1 to 127"),
+        ({"buckets": (128,)}, RequestError, r"^--buckets 1,128 are out of range"),
+        ({"prefill": 513}, RequestError, r"^--prefill 513 is out of range; give 64 \(the largest bucket\) to 512"),
+        ({"prefill": 63}, RequestError, r"^--prefill 63 is out of range"),
+        ({"workspace": 1}, RequestError, r"^--workspace is 1 bytes; give 1 MB or more"),
+        ({"compute_capabilities": ("8,6",)}, RequestError, r"^--cc '8,6' is no compute capability; give such as 8.6"),
+        ({"compute_capabilities": ("9.0",)}, EngineError, r"^--cc 9.0: TensorRT-RTX .* builds for SM75, SM80, SM86,"),
+        ({"dtype": "bf16"}, RequestError, r"^--dtype bf16 is not in .* for TensorRT-RTX .*; use fp32"),
+    ],
+)
+def test_options_out_of_range(bundle: Bundle, options: dict[str, Any], kind: type[SeqrtError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        build(bundle, "rtx", **options)
+
+
+def test_a_bundle_for_other_engines(llama_bundle: Path) -> None:
+    with pytest.raises(EngineError, match=r"holds no graphs that TensorRT-RTX .* reads, only ort-fp32; export with"):
+        build(open_bundle(llama_bundle), "rtx")
+
+
+def test_compute_capabilities_are_in_the_name(bundle: Bundle) -> None:
+    made = build(bundle, "rtx", buckets=(1,), prefill=8, compute_capabilities=("8.6", "12.0", "8.6"))
+    assert made.folder.name == f"rtx-{VERSION}-sm86+sm120-fp32"
+    assert made.record.settings.compute_capabilities == ("8.6", "12.0")
+    assert find_engines(bundle, "rtx", VERSION, "12.0")[0] == made.folder, "the newest that fits"
+    assert find_engines(bundle, "rtx", VERSION, "8.9")[0].name.endswith("-any-fp32")
+
+
+def test_a_graph_that_tensorrt_does_not_take(tmp_path: Path) -> None:
+    graph = '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 2] x) => (float y) { y = Det(x) }'
+    onnx.save(onnx.parser.parse_model(graph), tmp_path / "no.onnx")
+    settings = BuildSettings(
+        backend="rtx", variant="rtx-fp32", compute_capabilities=(), buckets=(1,), prefill=8, workspace=None
+    )
+    with pytest.raises(EngineError, match=r"^TensorRT-RTX .* cannot read no.onnx: .*Det.*; export for another"):
+        Builder(load_flavour("rtx"), settings).build("no", tmp_path / "no.onnx", [], False)
+
+
+def flavour_of(version: str) -> Flavour:
+    return Flavour("trt", SimpleNamespace(__version__=version), None)
+
+
+@pytest.mark.parametrize(
+    ("version", "held", "expected"),
+    [
+        ("10.3.0.26", ("trt10.3-fp16", "trt10.16-fp16", "trt11-fp16"), "trt10.3-fp16"),
+        ("10.16.2.10", ("trt10.3-fp16", "trt10.16-fp16", "trt11-fp16"), "trt10.16-fp16"),
+        ("11.4.0.106", ("trt11-bf16", "trt11-fp16", "trt10.3-fp16"), "trt11-bf16"),
+        ("11.4.0.106", ("trt10.3-fp16",), "trt10.3-fp16"),
+    ],
+)
+def test_the_newest_graphs_that_a_tensorrt_reads(version: str, held: tuple[str, ...], expected: str) -> None:
+    bundle: Any = SimpleNamespace(path=Path("b"), manifest=SimpleNamespace(variants=("ort-fp32", *held)))
+    assert choose_variant(bundle, flavour_of(version), None) == expected
+
+
+@pytest.mark.parametrize(("version", "target"), [("10.3.0", "trt10.3"), ("10.16.2", "trt10.16"), ("11.4.0", "trt11")])
+def test_no_graphs_that_a_tensorrt_reads(version: str, target: str) -> None:
+    bundle: Any = SimpleNamespace(path=Path("b"), manifest=SimpleNamespace(variants=("ort-fp32", "rtx-fp16")))
+    with pytest.raises(EngineError, match=rf"b holds no graphs that TensorRT {version} reads, .*--target {target}$"):
+        choose_variant(bundle, flavour_of(version), None)
+
+
+def test_profiles() -> None:
+    assert decoder_profiles((1, 8), 64) == [
+        {"T": (1, 1, 1), "R": (1, 1, 1)},
+        {"T": (8, 8, 8), "R": (8, 8, 8)},
+        {"T": (64, 64, 64), "R": (1, 1, 1)},
+    ]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8.6", "SM86"), ("12.0", "SM120"), ("7.5", "SM75")])
+def test_compute_capabilities(text: str, expected: str) -> None:
+    assert sm(text) == expected
+
+
+@pytest.mark.parametrize("text", ["86", "8.", ".6", "sm86", "8.6.1", ""])
+def test_what_is_no_compute_capability(text: str) -> None:
+    with pytest.raises(RequestError, match="is no compute capability"):
+        sm(text)
+
+
+class Timings:
+    """What a builder's configuration does with timings of kernels."""
+
+    def __init__(self, known: bytes = b"") -> None:
+        self.known, self.given = known, b""
+
+    def create_timing_cache(self, data: bytes) -> bytes:
+        return data
+
+    def set_timing_cache(self, data: bytes, ignore_mismatch: bool) -> None:
+        assert not ignore_mismatch
+        self.given = data
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: self.given + b"+")
+
+
+def test_timings_are_kept_for_the_next_build(tmp_path: Path) -> None:
+    """Of TensorRT; TensorRT-RTX times nothing."""
+    made: list[Timings] = []
+
+    def config() -> Timings:
+        made.append(Timings())
+        return made[-1]
+
+    settings = BuildSettings(
+        backend="trt", variant="trt11-fp16", compute_capabilities=("8.7",), buckets=(1,), prefill=8, workspace=None
+    )
+    builder = Builder(flavour_of("11.4.0"), settings, tmp_path / "cache" / "timings")
+    for _ in range(3):
+        builder._keep_timings(builder._config(SimpleNamespace(create_builder_config=config)))
+    assert [each.given for each in made] == [b"", b"+", b"++"]
+
+
+BLOCKED = ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+
+
+def test_building_needs_neither_torch_nor_onnx_nor_transformers(bundle: Bundle) -> None:
+    code = f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\nfrom seqrt.cli import main\nsys.exit(main())"
+    arguments = ["build", str(bundle.path), "--backend", "rtx", "--buckets", "1,2", "--prefill", "8", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["built"]
+    assert document["settings"]["buckets"] == [1, 2]
+    assert [graph["role"] for graph in document["graphs"]][:3] == ["decoder", "logits", "compaction"]
