@@ -38,7 +38,7 @@ RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other gra
     "P": (1, 8, MAX_ROWS),
     "N": (1, 8, STATIC_ROOM),
 }
-_WIDEST_FUSED_HEAD: Final = 256
+_NO_KERNEL: Final = "not supported by a dedicated kernel"  # what TensorRT says of attention that it must take apart
 _HOST_FACTOR: Final = 5.0  # memory of the host that building takes, in weights: SmolLM2 in fp16 with six profiles 4.6
 _HOST_BASE: Final = 300e6
 
@@ -77,16 +77,39 @@ class Builder:
         Raises:
             EngineError: TensorRT cannot parse or build it.
         """
-        start, api = perf_counter(), self.flavour.api
+        start = perf_counter()
+        plan, shapes, decomposed = self._attempt(role, graph, profiles, decompose=not half)
+        if plan is None:
+            plan, shapes, decomposed = self._attempt(role, graph, profiles, decompose=True)
+        return plan, BuiltGraph(
+            role=role,
+            source="",
+            size=int(plan.nbytes),
+            sha256="",
+            shapes=shapes,
+            profiles=tuple(dict(profile) for profile in profiles),
+            decomposed=decomposed,
+            seconds=round(perf_counter() - start, 3),
+        )
+
+    def _attempt(
+        self, role: str, graph: Path, profiles: Sequence[Profile], *, decompose: bool
+    ) -> tuple[Any, dict[str, tuple[str, ...]], str | None]:
+        """An engine, its shapes, and what attention was taken apart; no engine where that was needed and not done.
+
+        Raises:
+            EngineError: TensorRT cannot parse or build the graph.
+        """
+        api = self.flavour.api
         builder = api.Builder(self.flavour.logger)
         network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = api.OnnxParser(network, self.flavour.logger)
         if not parser.parse_from_file(str(graph)):
-            said = parser.get_error(0).desc() if parser.num_errors else self.flavour.why()
+            why = _parse_error(parser) or self.flavour.why()
             raise EngineError(
-                f"{self.flavour.name} cannot read {graph.name}: {_line(said)}; export for another --target"
+                f"{self.flavour.name} cannot read {graph.name}: {_line(why)}; export for another --target"
             )
-        decomposed = _let_decompose(api, network, half)
+        decomposed = _let_decompose(api, network) if decompose else None
         config = self._config(builder)
         shapes = _shapes(network)
         for profile in profiles:
@@ -98,19 +121,13 @@ class Builder:
             config.add_optimization_profile(made)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(self.flavour.why())}")
+            if decompose or not any(_NO_KERNEL in said for said in self.flavour.logger.errors):
+                raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(self.flavour.why())}")
+            self.flavour.logger.errors.clear()
+            return None, shapes, None
         self._keep_timings(config)
         self.layers[role] = [_layer(network.get_layer(i)) for i in range(network.num_layers)]
-        return plan, BuiltGraph(
-            role=role,
-            source="",
-            size=int(plan.nbytes),
-            sha256="",
-            shapes=shapes,
-            profiles=tuple(dict(profile) for profile in profiles),
-            decomposed=decomposed,
-            seconds=round(perf_counter() - start, 3),
-        )
+        return plan, shapes, decomposed
 
     def _config(self, builder: Any) -> Any:
         api, config = self.flavour.api, builder.create_builder_config()
@@ -345,20 +362,17 @@ def _described(made: BuiltGraph, stage: Path, source: str) -> BuiltGraph:
     )
 
 
-def _let_decompose(api: Any, network: Any, half: bool) -> str | None:
-    """Lets TensorRT take attention apart where it has no fused kernel, which is an error else; says why."""
-    reason = None
+def _let_decompose(api: Any, network: Any) -> str | None:
+    """Lets TensorRT take attention apart, which it does not do by itself; returns of what kind it is, None for none."""
+    kind = None
     for i in range(network.num_layers):
         layer = network.get_layer(i)
-        if getattr(api.LayerType, "ATTENTION_INPUT", None) != layer.type:
-            continue
-        layer.__class__ = api.IAttentionInputLayer
-        width = layer.attention.get_input(0).shape[3]
-        if half and width <= _WIDEST_FUSED_HEAD:
-            continue
-        layer.attention.decomposable = True
-        reason = "fp32" if not half else f"heads of {width}"
-    return reason
+        if getattr(api.LayerType, "ATTENTION_INPUT", None) == layer.type:
+            layer.__class__ = api.IAttentionInputLayer
+            layer.attention.decomposable = True
+            query = layer.attention.get_input(0)
+            kind = f"{query.dtype.name} with {query.shape[1]} heads of {query.shape[3]}"
+    return kind
 
 
 def _shapes(network: Any) -> dict[str, tuple[str, ...]]:
@@ -388,6 +402,15 @@ def _layer(layer: Any) -> dict[str, object]:
             if tensor is not None
         ],
     }
+
+
+def _parse_error(parser: Any) -> str | None:
+    """What of the first node that it does not take is wrong, as far as the parser says."""
+    if not parser.num_errors:
+        return None
+    error = parser.get_error(0)
+    said = "" if error.desc() in ("", "false") else f", {error.desc()}"
+    return f"{error.node_operator() or 'the file'} {error.node_name()} ({error.code().name}{said})"
 
 
 def _line(text: str) -> str:

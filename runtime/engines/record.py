@@ -48,7 +48,7 @@ class BuiltGraph:
         size, sha256: of the engine file.
         shapes: of each input and output; a symbol where a size depends on the profile, "?" for an output's.
         profiles: what the symbols may be in each: least, best, most.
-        decomposed: why attention was left to be decomposed, None where fused kernels exist or there is none.
+        decomposed: attention that is computed in parts, because TensorRT has no fused kernel for it; None for none.
         seconds: that building took.
     """
 
@@ -147,7 +147,7 @@ def find_engines(
             continue
         if record.settings.backend != backend:
             continue
-        reason = _misfit(bundle, folder, record, version, compute_capability)
+        reason = misfit(bundle, folder, record, version, compute_capability)
         if reason is None:
             return folder, record
         reasons.append(f"{FOLDER}/{folder.name} {reason}")
@@ -155,7 +155,7 @@ def find_engines(
     raise EngineError(f"{bundle.path} has no engines for --backend {backend}{why}; {again}")
 
 
-def _misfit(bundle: Bundle, folder: Path, record: EngineRecord, version: str, cc: str | None) -> str | None:
+def misfit(bundle: Bundle, folder: Path, record: EngineRecord, version: str, cc: str | None) -> str | None:
     """Why engines cannot be used, None if they can."""
     settings = record.settings
     if record.version != version:

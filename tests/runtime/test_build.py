@@ -53,7 +53,7 @@ def test_what_is_built_is_described(built: Bundle) -> None:
     assert decoder.shapes["token_ids"] == ("1", "T")
     assert decoder.shapes["past_key.0"] == ("1", "2", "768", "16"), "256 tokens and the room of a prompt"
     assert decoder.shapes["topk_ids"] == ("?", "256")
-    assert decoder.decomposed == "fp32", "TensorRT has fused attention for half precision only"
+    assert decoder.decomposed == "FLOAT with 4 heads of 16", "TensorRT has fused attention for half precision only"
     assert record.graph("logits").decomposed is None
     layers = json.loads((folder / "layers.json").read_text())
     assert {layer["type"] for layer in layers["decoder"]} >= {"KV_CACHE_UPDATE", "ATTENTION_INPUT", "TOPK"}
@@ -137,8 +137,26 @@ def test_a_graph_that_tensorrt_does_not_take(tmp_path: Path) -> None:
     settings = BuildSettings(
         backend="rtx", variant="rtx-fp32", compute_capabilities=(), buckets=(1,), prefill=8, workspace=None
     )
-    with pytest.raises(EngineError, match=r"^TensorRT-RTX .* cannot read no.onnx: .*Det.*; export for another"):
+    with pytest.raises(
+        EngineError, match=r"^TensorRT-RTX .* cannot read no.onnx: Det .*UNSUPPORTED_NODE.*; export for another"
+    ):
         Builder(load_flavour("rtx"), settings).build("no", tmp_path / "no.onnx", [], False)
+
+
+def test_attention_without_a_fused_kernel_is_taken_apart(tmp_path: Path) -> None:
+    """Two query heads of half precision and one row: TensorRT-RTX 1.7 has no kernel, and does not say so before."""
+    graph = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[1, 2, T, 64] q, float16[1, 2, 128, 64] k, float16[1, 2, 128, 64] v, float16[1, 1, T, 128] mask)
+    => (float16[1, 2, T, 64] y) { y = Attention<scale = 1.0>(q, k, v, mask) }"""
+    onnx.save(onnx.parser.parse_model(graph), tmp_path / "g.onnx")
+    settings = BuildSettings(
+        backend="rtx", variant="rtx-fp16", compute_capabilities=(), buckets=(1,), prefill=8, workspace=None
+    )
+    builder = Builder(load_flavour("rtx"), settings)
+    _, one = builder.build("g", tmp_path / "g.onnx", [{"T": (1, 1, 1)}], True)
+    assert one.decomposed == "HALF with 2 heads of 64"
+    _, many = builder.build("g", tmp_path / "g.onnx", [{"T": (16, 16, 16)}], True)
+    assert many.decomposed is None
 
 
 def flavour_of(version: str) -> Flavour:

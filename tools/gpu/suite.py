@@ -34,7 +34,7 @@ class Sizes:
 
 
 def agreement(model: Model, judge: Model, prompts: Sequence[Prompt], sizes: Sizes) -> Document:
-    """Greedy texts against those of the CPU (a rate: other arithmetic), and drafted against plain ones (verify's rule)."""
+    """Greedy texts against those of the CPU, as a rate, and drafted against plain ones by the rule of `verify`."""
     same, positions = 0, []
     drafted: dict[str, Document] = {name: {"mismatches": 0, "ties": 0} for name in model.ready_drafts if name != "none"}
     for prompt in prompts[: sizes.prompts]:
@@ -64,7 +64,7 @@ def compaction(model: Model, judge: Model, sizes: Sizes) -> Document:
     most = min(decoder.max_rows for decoder in decoders)
     worst, agreed, steps = 0.0, 0, 0
     for decoder in decoders:
-        decoder.prefill(rng.integers(0, vocabulary, 1).tolist() if decoder is None else [1, 2, 3])
+        decoder.prefill([1, 2, 3])
     for _ in range(sizes.trees):
         if decoders[0].past_len + most >= decoders[0].capacity:
             length = int(rng.integers(1, 4))
@@ -118,11 +118,9 @@ def bandwidth(model: Model, run_ms: float, cuda: Cuda | None) -> Document:
     """Bytes that a plain step reads, weights and whole caches, over its time, against what copies reach."""
     info, manifest = model.bundle.info("decoder", model.engines.variant), model.bundle.manifest
     decoder = _decoder(model)
-    shape = [
-        int(size) if isinstance(size, int) else decoder._rows for size in decoder.engine.inputs["past_key.0"].shape
-    ]
-    itemsize = decoder.engine.inputs["past_key.0"].dtype.itemsize
-    read = info.weight_bytes + 2 * manifest.model.num_layers * int(np.prod(shape)) * itemsize
+    cache = decoder.engine.inputs["past_key.0"]
+    shape = [size if isinstance(size, int) else decoder._rows for size in cache.shape]
+    read = info.weight_bytes + 2 * manifest.model.num_layers * int(np.prod(shape)) * cache.dtype.itemsize
     reached = read / (run_ms / 1e3) / 1e9
     peak = None if cuda is None else copy_bandwidth(cuda)
     return {

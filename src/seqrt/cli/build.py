@@ -111,4 +111,4 @@ def _print(made: Built, seconds: float) -> None:
     for graph in made.record.graphs:
         print(f"  {graph.role:{width}}{graph.size / 1e6:8.1f} MB {graph.seconds:7.1f} s")
     if reasons := sorted({graph.decomposed for graph in made.record.graphs if graph.decomposed}):
-        note(f"attention is computed in parts ({', '.join(reasons)}): TensorRT has no fused kernel for it")
+        note(f"attention is computed in parts, TensorRT has no fused kernel for {', '.join(reasons)}")
