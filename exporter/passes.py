@@ -197,7 +197,8 @@ class ScatterCache(Lowering):
         """Row `write` + i of the cache becomes row i of the update."""
         past, update, write = inputs
         heads, width = _heads_and_width(past)
-        name = f"{write.name}.rows.{heads}.{width}"
+        length = None if update.shape is None else update.shape[2]
+        name = f"{write.name}.rows.{heads}.{length}.{width}"
 
         def indices() -> ir.Value:
             zero, one, two = (site.constant(f"scalar.{i}", i) for i in range(3))

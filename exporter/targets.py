@@ -166,17 +166,18 @@ class Variant:
 
 
 def variants(targets: tuple[str, ...], dtypes: tuple[str, ...]) -> list[Variant]:
-    """Each target in each type, without types in its own first one.
+    """Each target in each type; in its own first one without types, in that of `NAME:TYPE` alone where it has one.
 
     Raises:
         ExportError: unknown target or type, or a target that has no such type.
     """
     found = []
-    for name in dict.fromkeys(targets):
+    for text in dict.fromkeys(targets):
+        name, _, own = text.partition(":")
         if name not in TARGETS:
             raise ExportError(f"--target {name} is unknown; choose from {', '.join(TARGETS)}")
         target = TARGETS[name]
-        for dtype in dict.fromkeys(dtypes or target.dtypes[:1]):
+        for dtype in [own] if own else dict.fromkeys(dtypes or target.dtypes[:1]):
             if dtype not in TORCH_DTYPES:
                 raise ExportError(f"--dtype {dtype} is unknown; choose from {', '.join(TORCH_DTYPES)}")
             if dtype not in target.dtypes:

@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 
-from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.conversation import play
 from seqrt.runtime.generate import STAGES
 from seqrt.runtime.model import Model
@@ -148,9 +147,9 @@ def percentiles(values: Iterable[float]) -> dict[str, float | None]:
     return {f"p{p}": round(float(value), 4) for p, value in zip(_PERCENTILES, found, strict=True)}
 
 
-def weight_bytes(bundle: Bundle) -> int:
+def weight_bytes(model: Model) -> int:
     """Weights that one step of the decoder reads."""
-    return next(graph.weight_bytes for graph in bundle.manifest.graphs if graph.role == "decoder")
+    return model.bundle.info("decoder", model.engines.variant).weight_bytes
 
 
 def _play(model: Model, prompt: Prompt, options: Options) -> list[tuple[Generation, float]]:

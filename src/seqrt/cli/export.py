@@ -49,9 +49,9 @@ def export(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME",
-            help="Engine that the graphs are for: ort, rtx, trt11, trt10.16 or trt10.3; repeat for several."
-            " ort if none is given.",
+            metavar="NAME[:TYPE]",
+            help="Engine that the graphs are for: ort, rtx, trt11, trt10.16 or trt10.3, in a type of its own if one is"
+            " named; repeat for several. ort if none is given.",
         ),
     ] = None,
     dtype: Annotated[
@@ -93,7 +93,7 @@ def export(
             progress=progress,
         )
         measured = None
-        if quality and quantize is not Quantization.none and "ort" in (target or ("ort",)):
+        if quality and quantize is not Quantization.none and any(name.startswith("ort") for name in target or ("ort",)):
             measured = _measured(source, bundle, progress)
     seconds = perf_counter() - start
     manifest = open_bundle(bundle).manifest

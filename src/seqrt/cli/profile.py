@@ -46,7 +46,7 @@ def profile(
     wanted = drafted(model, draft, options)
     with progress("profiling", len(asked) * len(wanted) * repeat) as advance:
         found = measure(model, asked, wanted, repeat=repeat, advance=advance)
-    table = rows(found, [model.plan(one).tree for one in wanted], len(asked), weight_bytes(model.bundle))
+    table = rows(found, [model.plan(one).tree for one in wanted], len(asked), weight_bytes(model))
     if as_json:
         manifest = model.bundle.manifest
         settings = _settings(options) | {"repeat": repeat, "warm_up": _WARM_UP, "backend": backend}
@@ -55,7 +55,15 @@ def profile(
             "quantization": manifest.quantization,
             "capacity": manifest.capacity,
         }
-        emit({"schema": SCHEMA, "environment": environment(threads), "settings": settings, "rows": table})
+        emit(
+            {
+                "schema": SCHEMA,
+                "environment": environment(threads)
+                | {"engine": model.engines.description, "gpu": model.engines.device},
+                "settings": settings,
+                "rows": table,
+            }
+        )
         return
     note(f"warm-up: {_WARM_UP}")
     _print(table)
