@@ -1,48 +1,50 @@
 """`seqrt doctor`: what this machine can do, and what to install for the rest."""
 
-import ctypes.util
 import importlib.util
 import platform
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Any, Final
 
 import typer
 
+from seqrt.cli import doctor_bundle, doctor_gpu, doctor_jetson
 from seqrt.cli.common import Json, command
+from seqrt.cli.condition import Condition
 from seqrt.cli.console import FAILURE, emit, fail
-from seqrt.errors import first_line
+from seqrt.errors import EngineError, first_line
+from seqrt.runtime.bundle import open_bundle
+from seqrt.runtime.engines.ort import OrtEngine, import_onnxruntime
+from seqrt.runtime.machine import version
 
+_ROOT: Final = Path("/")
 _PROBE: Final = Path(__file__).with_name("opset24.onnx")  # one TensorScatter; made by tests/cli/test_doctor.py
 _EXPORT: Final = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "gguf")
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One thing that was looked at. `state`: ok, failed (the CPU needs it) or absent (others need it)."""
-
-    name: str
-    state: Literal["ok", "failed", "absent"]
-    detail: str
-    advice: str | None = None
-
-
-@command("seqrt doctor --json")
-def doctor(as_json: Json = False) -> None:
+@command("seqrt doctor smollm2")
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle to say the same of: which backends can run it here.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Say what this machine can do, and what to install for the rest.
 
-    Exit code 0 when inference on the CPU works.
+    With BUNDLE, also whether its graphs and engines fit this machine. Exit code 0 when inference on the CPU works.
     """
+    opened = None if bundle is None else open_bundle(bundle)
     conditions = [_python(), _package("numpy"), _package("tokenizers"), _onnxruntime(), _opset(), _export()]
-    conditions += [_cuda(), _tensorrt()]
     works = all(condition.state != "failed" for condition in conditions)
+    found, machine = doctor_gpu.look(_ROOT, _PROBE, ort=_loaded(), is_jetson=doctor_jetson.is_jetson(_ROOT))
+    conditions += [*found, *doctor_jetson.conditions(_ROOT)]
+    if opened is not None:
+        conditions += doctor_bundle.conditions(opened, machine, cpu_works=works)
     if as_json:
         emit({"cpu_inference": works, "conditions": [asdict(condition) for condition in conditions]})
     else:
-        for condition in conditions:
-            advice = f"; {condition.advice}" if condition.advice else ""
-            print(f"{condition.state:8}{condition.name}: {condition.detail}{advice}")
+        print("\n".join(condition.line() for condition in conditions))
     if not works:
         fail("inference on the CPU does not work here; mend what is marked failed")
         raise typer.Exit(FAILURE)
@@ -56,10 +58,10 @@ def _python() -> Condition:
 
 
 def _package(name: str) -> Condition:
-    version = _version(name)
-    if version is None:
+    installed = version(name)
+    if installed is None:
         return Condition(name, "failed", "not installed", f"run: pip install {name}")
-    return Condition(name, "ok", version)
+    return Condition(name, "ok", installed)
 
 
 def _onnxruntime() -> Condition:
@@ -73,9 +75,6 @@ def _onnxruntime() -> Condition:
 
 def _opset() -> Condition:
     """Runs one TensorScatter: the newest operator that bundles use."""
-    from seqrt.errors import EngineError
-    from seqrt.runtime.engines.ort import OrtEngine
-
     advice = "install onnxruntime 1.25 or later: pip install -U 'seqrt[cpu]'"
     try:
         engine = OrtEngine(_PROBE, threads=1)
@@ -97,26 +96,12 @@ def _export() -> Condition:
         return Condition(
             "export", "absent", f"no {', '.join(missing)}", "to export models: pip install 'seqrt[export]'"
         )
-    return Condition("export", "ok", f"torch {_version('torch')}, transformers {_version('transformers')}")
+    return Condition("export", "ok", f"torch {version('torch')}, transformers {version('transformers')}")
 
 
-def _cuda() -> Condition:
-    library = ctypes.util.find_library("cuda")
-    if library is None:
-        return Condition("cuda driver", "absent", "no libcuda", "only needed for NVIDIA GPUs")
-    return Condition("cuda driver", "ok", library)
-
-
-def _tensorrt() -> Condition:
-    for name in ("tensorrt", "tensorrt_rtx"):
-        if importlib.util.find_spec(name) is not None:
-            return Condition("tensorrt", "ok", f"{name} {_version(name)}")
-    advice = "only needed for NVIDIA GPUs: pip install 'seqrt[tensorrt]' or 'seqrt[rtx]'"
-    return Condition("tensorrt", "absent", "not installed", advice)
-
-
-def _version(package: str) -> str | None:
+def _loaded() -> Any:
+    """Onnxruntime, None where it cannot be loaded."""
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        return import_onnxruntime()
+    except EngineError:
         return None
