@@ -5,7 +5,9 @@ profile with a range. Nothing here imports torch, onnx or transformers: TensorRT
 """
 
 import json
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from seqrt.runtime.files import write_whole
 
 DEFAULT_BUCKETS: Final = (1, 8, 16, 32, 64)
 LAYERS: Final = "layers.json"
+TARGETS: Final = (((11, 0), "trt11"), ((10, 16), "trt10.16"), ((10, 3), "trt10.3"))  # the first TensorRT of each
 RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other graphs than the decoder
     "R": (1, 1, 128),
     "A": (1, 4, MAX_ROWS),
@@ -119,7 +122,8 @@ class Builder:
                     ranges = ([_size(size, profile, i) for size in shapes[name]] for i in range(3))
                     made.set_shape(name, *ranges)
             config.add_optimization_profile(made)
-        plan = builder.build_serialized_network(network, config)
+        with _without_stderr():
+            plan = builder.build_serialized_network(network, config)
         if plan is None:
             if decompose or not any(_NO_KERNEL in said for said in self.flavour.logger.errors):
                 raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(self.flavour.why())}")
@@ -259,7 +263,7 @@ def choose_variant(bundle: Bundle, flavour: Flavour, dtype: str | None) -> str:
             if flavour.release >= (int(major), int(minor or 0)):
                 fitting.append(((int(major), int(minor or 0)), own, variant))
     if not fitting:
-        target = "rtx" if flavour.backend == "rtx" else _target_for(flavour.release)
+        target = "rtx" if flavour.backend == "rtx" else target_for(flavour.release) or TARGETS[-1][1]
         raise EngineError(
             f"{bundle.path} holds no graphs that {flavour.name} reads, only {', '.join(bundle.manifest.variants)};"
             f" export with --target {target}"
@@ -280,8 +284,9 @@ def folder_name(flavour: Flavour, settings: BuildSettings) -> str:
     return f"{flavour.backend}-{flavour.version}-{architectures}-{dtype}"
 
 
-def _target_for(release: tuple[int, int]) -> str:
-    return "trt11" if release >= (11, 0) else "trt10.16" if release >= (10, 16) else "trt10.3"
+def target_for(release: tuple[int, int]) -> str | None:
+    """What to export with for a TensorRT of that version; None if it is too old."""
+    return next((target for first, target in TARGETS if release >= first), None)
 
 
 def _own_capability(wanted: Sequence[str]) -> str:
@@ -346,6 +351,20 @@ def _staged(folder: Path) -> Iterator[Path]:
         raise EngineError(
             f"cannot write {folder}: {error.strerror}; free some space or copy the bundle elsewhere"
         ) from error
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """TensorRT prints some errors past its logger, straight to the process's stderr, even those that are dealt with."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _described(made: BuiltGraph, stage: Path, source: str) -> BuiltGraph:

@@ -38,9 +38,12 @@ class Cuda:
         """What the call returns beside its code: nothing, a value, or several.
 
         Raises:
-            EngineError: its code is not cudaSuccess.
+            EngineError: its code is not cudaSuccess, or there is no driver at all.
         """
-        code, *values = getattr(self.api, name)(*arguments)
+        try:
+            code, *values = getattr(self.api, name)(*arguments)
+        except RuntimeError as error:  # older cuda-bindings, where they find no libcuda
+            raise EngineError(f"{name} failed: {first_line(error)}; install an NVIDIA driver") from error
         if int(code):
             label = getattr(code, "name", str(code))
             raise EngineError(f"{name} failed with {label} ({int(code)}); {_ADVICE.get(label, _UNKNOWN)}")

@@ -18,7 +18,7 @@ from seqrt.cli import main
 from seqrt.errors import BundleError, RequestError
 
 Seqrt = Callable[..., Any]
-COMMANDS = ["export", "run", "chat", "profile", "verify", "inspect", "doctor"]
+COMMANDS = ["export", "build", "run", "chat", "profile", "verify", "inspect", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

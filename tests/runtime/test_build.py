@@ -143,7 +143,7 @@ def test_a_graph_that_tensorrt_does_not_take(tmp_path: Path) -> None:
         Builder(load_flavour("rtx"), settings).build("no", tmp_path / "no.onnx", [], False)
 
 
-def test_attention_without_a_fused_kernel_is_taken_apart(tmp_path: Path) -> None:
+def test_attention_without_a_fused_kernel_is_taken_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two query heads of half precision and one row: TensorRT-RTX 1.7 has no kernel, and does not say so before."""
     graph = """<ir_version: 11, opset_import: ["" : 24]>
     g (float16[1, 2, T, 64] q, float16[1, 2, 128, 64] k, float16[1, 2, 128, 64] v, float16[1, 1, T, 128] mask)
@@ -154,6 +154,7 @@ def test_attention_without_a_fused_kernel_is_taken_apart(tmp_path: Path) -> None
     )
     builder = Builder(load_flavour("rtx"), settings)
     _, one = builder.build("g", tmp_path / "g.onnx", [{"T": (1, 1, 1)}], True)
+    assert capfd.readouterr() == ("", ""), "TensorRT prints what it thinks of the first attempt"
     assert one.decomposed == "HALF with 2 heads of 64"
     _, many = builder.build("g", tmp_path / "g.onnx", [{"T": (16, 16, 16)}], True)
     assert many.decomposed is None

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from seqrt.cli.condition import ONLY_GPU, Condition, absent, parts
 from seqrt.errors import EngineError, first_line
+from seqrt.runtime.build import TARGETS, target_for
 from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.engines.flavour import Flavour, load_flavour, sm
 from seqrt.runtime.engines.ort_cuda import OrtCudaEngine, check_provider
@@ -19,7 +20,6 @@ _MODULES: Final = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
 _EXTRAS: Final = {"trt": "tensorrt", "rtx": "rtx"}
 _RTX_RUNS_ON: Final = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # 1.7; what is installed is asked itself
 _OLDEST: Final = (7, 5)  # compute capability that TensorRT takes
-_TARGETS: Final = (((11, 0), "trt11"), ((10, 16), "trt10.16"), ((10, 3), "trt10.3"))  # first TensorRT of each
 _OLDEST_RTX: Final = (1, 7)  # the first TensorRT-RTX with the operators of bundles
 _SILENT: Final = 4  # severities of ONNX Runtime's logger
 _DEFAULT: Final = 2
@@ -150,8 +150,7 @@ def tensorrt(backend: str, load: Loader, *, is_jetson: bool = False) -> tuple[Co
     if backend == "rtx":
         target, oldest = "rtx" if release >= _OLDEST_RTX else None, _OLDEST_RTX
     else:
-        target = next((target for first, target in _TARGETS if release >= first), None)
-        oldest = _TARGETS[-1][0]
+        target, oldest = target_for(release), TARGETS[-1][0]
     if target is None:
         needed = f"too old for bundles: install {'.'.join(map(str, oldest))} or later"
         return Condition(name, "absent", full, needed), None
