@@ -1,8 +1,9 @@
 """What `--backend` takes: from a bundle to engines by role, each made when it is first asked for."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.bundle import Bundle
@@ -48,10 +49,11 @@ class Engines(dict[str, Engine]):
 
     def close(self) -> None:
         """Gives back what engines hold; they cannot be used any more."""
-        for engine in self.values():
-            engine.close()
-        self.clear()
-        self._close()
+        with ExitStack() as stack:  # whatever fails, all else is given back
+            stack.callback(self._close)
+            for engine in self.values():
+                stack.callback(engine.close)
+            self.clear()
 
 
 def open_engines(bundle: Bundle, backend: str, threads: int) -> Engines:
@@ -75,12 +77,7 @@ def open_engines(bundle: Bundle, backend: str, threads: int) -> Engines:
         variant = _held(bundle, backend, _CPU)
         return Engines(backend, variant, _onnxruntime(), partial(_cpu_engine, bundle, variant, threads))
     if backend == "cuda":
-        from seqrt.runtime.engines.ort_cuda import OrtCudaEngine
-
-        variant = _held(bundle, backend, _CUDA)
-        return Engines(
-            backend, variant, _onnxruntime(), lambda role: OrtCudaEngine(bundle.graph(role, variant)), _gpu_name()
-        )
+        return cuda_engines(bundle)
     from seqrt.runtime.engines.cuda import Cuda
     from seqrt.runtime.engines.flavour import load_flavour
 
@@ -91,6 +88,27 @@ def _cpu_engine(bundle: Bundle, variant: str, threads: int, role: str) -> Engine
     # The decoder's threads spin between its steps; what runs between them must not bring more that do.
     own = threads if role in ("decoder", "logits") else 1
     return OrtEngine(bundle.graph(role, variant), threads=own, spin=role == "decoder")
+
+
+def cuda_engines(bundle: Bundle, ort: Any = None) -> Engines:
+    """Engines on ONNX Runtime's CUDA provider.
+
+    Args:
+        bundle: whose graphs they run.
+        ort: what stands in for onnxruntime.
+
+    Raises:
+        EngineError: the bundle has no graphs for it.
+    """
+    from seqrt.runtime.engines.ort_cuda import OrtCudaEngine
+
+    variant = _held(bundle, "cuda", _CUDA)
+
+    def make(role: str) -> Engine:
+        # What is recorded is run several times at once the first time, and moving rows twice is not moving them once.
+        return OrtCudaEngine(bundle.graph(role, variant), record=role != "compaction", ort=ort)
+
+    return Engines("cuda", variant, _onnxruntime(), make, _gpu_name())
 
 
 def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda") -> Engines:
@@ -111,7 +129,9 @@ def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda") -> Engine
         built = record.graph(role)
         return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place)
 
-    return Engines(flavour.backend, variant, flavour.name, make, cuda.device_name(), gpu.stream.close)
+    buckets = ",".join(map(str, record.graph("decoder").buckets))
+    description = f"{flavour.name}, buckets {buckets}"
+    return Engines(flavour.backend, variant, description, make, cuda.device_name(), gpu.stream.close)
 
 
 def _held(bundle: Bundle, backend: str, wanted: tuple[str, ...]) -> str:

@@ -33,6 +33,7 @@ from seqrt.runtime.engines.record import (
 from seqrt.runtime.files import write_whole
 
 DEFAULT_BUCKETS: Final = (1, 8, 16, 32, 64)
+_SHORT_PREFILL: Final = 128
 LAYERS: Final = "layers.json"
 TARGETS: Final = (((11, 0), "trt11"), ((10, 16), "trt10.16"), ((10, 3), "trt10.3"))  # the first TensorRT of each
 RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other graphs than the decoder
@@ -41,7 +42,6 @@ RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other gra
     "P": (1, 8, MAX_ROWS),
     "N": (1, 8, STATIC_ROOM),
 }
-_NO_KERNEL: Final = "not supported by a dedicated kernel"  # what TensorRT says of attention that it must take apart
 _HOST_FACTOR: Final = 5.0  # memory of the host that building takes, in weights: SmolLM2 in fp16 with six profiles 4.6
 _HOST_BASE: Final = 300e6
 
@@ -81,6 +81,7 @@ class Builder:
             EngineError: TensorRT cannot parse or build it.
         """
         start = perf_counter()
+        self.flavour.logger.errors.clear()
         plan, shapes, decomposed = self._attempt(role, graph, profiles, decompose=not half)
         if plan is None:
             plan, shapes, decomposed = self._attempt(role, graph, profiles, decompose=True)
@@ -98,7 +99,7 @@ class Builder:
     def _attempt(
         self, role: str, graph: Path, profiles: Sequence[Profile], *, decompose: bool
     ) -> tuple[Any, dict[str, tuple[str, ...]], str | None]:
-        """An engine, its shapes, and what attention was taken apart; no engine where that was needed and not done.
+        """An engine, its shapes, and what attention was taken apart; no engine where that may help and was not done.
 
         Raises:
             EngineError: TensorRT cannot parse or build the graph.
@@ -125,9 +126,9 @@ class Builder:
         with _without_stderr():
             plan = builder.build_serialized_network(network, config)
         if plan is None:
-            if decompose or not any(_NO_KERNEL in said for said in self.flavour.logger.errors):
-                raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(self.flavour.why())}")
-            self.flavour.logger.errors.clear()
+            why = self.flavour.why()
+            if decompose or _let_decompose(api, network) is None:
+                raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(why)}")
             return None, shapes, None
         self._keep_timings(config)
         self.layers[role] = [_layer(network.get_layer(i)) for i in range(network.num_layers)]
@@ -149,13 +150,15 @@ class Builder:
                     )
         elif self.timing_cache is not None:
             known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+            if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
+                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # of another GPU
         return config
 
     def _keep_timings(self, config: Any) -> None:
-        if self.timing_cache is None:
+        timings = None if self.timing_cache is None else config.get_timing_cache()
+        if self.timing_cache is None or timings is None:
             return
-        data = bytes(config.get_timing_cache().serialize())
+        data = bytes(timings.serialize())
         try:
             self.timing_cache.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.timing_cache, lambda new: new.write_bytes(data))
@@ -241,9 +244,13 @@ def build(
 
 
 def decoder_profiles(buckets: Sequence[int], prefill: int) -> list[Profile]:
-    """One of fixed shape for each bucket, all of whose rows need logits, and one for prompts, whose last row does."""
+    """One of fixed shape for each bucket, all of whose rows need logits, and for prompts, whose last row does.
+
+    Of the latter one is for whole chunks, and one for prompts that are a good deal shorter.
+    """
     fixed = [{"T": (rows,) * 3, "R": (rows,) * 3} for rows in buckets]
-    return [*fixed, {"T": (prefill,) * 3, "R": (1,) * 3}]
+    chunks = [rows for rows in (_SHORT_PREFILL, prefill) if buckets[-1] < rows <= prefill]
+    return [*fixed, *({"T": (rows,) * 3, "R": (1,) * 3} for rows in dict.fromkeys(chunks))]
 
 
 def choose_variant(bundle: Bundle, flavour: Flavour, dtype: str | None) -> str:

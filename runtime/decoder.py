@@ -3,8 +3,8 @@
 Committed rows lie at the front of the cache. A step writes its rows behind them; `commit` keeps a path of these, and
 where the path is not already in place (most are) a second, weightless graph moves its rows together.
 
-Engines that were built for fixed numbers of rows get the next larger one: further rows see only themselves, and nobody
-looks at them.
+Engines that were built for fixed numbers of rows get the next larger one: of the new rows, further ones see only
+themselves, and nobody looks at them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,8 @@ from seqrt.runtime.engines import Engine
 
 _GROWTH: Final = 1.25  # attention is paid over all cache rows, used or not: small steps cost copies, large ones time
 _GRAIN: Final = 64  # cache rows are a multiple of it
+_WARM_UPS: Final = 3  # the first run sets up, the second records, the third is one as all that follow
+_FEWEST_KEPT: Final = 4
 MAX_ROWS: Final = CHUNK - 1  # of a tree; the cache has room for a chunk beyond the capacity
 
 Ints = npt.NDArray[np.int64]
@@ -85,7 +87,7 @@ class Decoder:
         self._caches = [
             name.removeprefix("past_") for name in engine.inputs if name.startswith("past_") and "." in name
         ]
-        fixed = engine.inputs[f"past_{self._caches[0]}"].shape[2]
+        fixed = engine.inputs[f"past_{self._caches[0]}"].shape[2] if self._caches else None
         self._fixed = fixed if isinstance(fixed, int) else None
         if self._fixed is not None and self._fixed < self._limit:
             raise EngineError(
@@ -146,6 +148,16 @@ class Decoder:
         engine.run()
         return output
 
+    def warm_up(self) -> None:
+        """Runs every bucket and a compaction until they are as fast as they get; the cache must be empty."""
+        for _ in range(_WARM_UPS):
+            for rows, wanted in self._buckets.items():
+                row = np.arange(rows)
+                self.step(np.zeros(rows, np.int64), np.eye(rows, dtype=np.bool_), row, row[:wanted])
+            if self._buckets:
+                self._compact(np.array([1], np.int64), 0)
+        self.reset()
+
     def _bucket(self, rows: int, wanted: int) -> tuple[int, int]:
         """Rows that the engine is to compute, and how many of them get logits."""
         if not self._buckets:
@@ -174,6 +186,9 @@ class Decoder:
         if not self._is_shared:
             self._compaction.share_state(self.engine)
             self._is_shared = True
+        if self._buckets:  # few shapes: each is a recording; further rows are copied to where they are
+            size = max(_FEWEST_KEPT, 1 << (len(keep) - 1).bit_length())
+            keep = np.concatenate([keep, np.arange(write + len(keep), write + min(size, self.max_rows))])
         self._compaction.input("keep", (len(keep),))[:] = keep
         self._compaction.input("write", (1,))[0] = write
         self._compaction.run()

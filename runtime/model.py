@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from seqrt.errors import BundleError, RequestError
 from seqrt.runtime.backends import Engines, open_engines
@@ -27,6 +27,8 @@ from seqrt.runtime.verification import Verifier
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_UNSETTLED: Final = 2  # steps in which an engine on a GPU sets itself up for a number of rows
 
 Prompt = str | Sequence[int]
 
@@ -79,10 +81,13 @@ class Model:
         self._decoder = Decoder(
             self.engines["decoder"], partial(self.engines.__getitem__, "compaction"), bundle.manifest.capacity
         )
+        if self._decoder.engine.buckets:
+            self._decoder.warm_up()
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[object, ...], Drafter | None] = {}
         self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
-        self._step_costs = StepCosts()  # of this machine and model, whatever the drafter
+        # of this machine and model, whatever the drafter
+        self._step_costs = StepCosts(unsettled=0 if engines.backend == "cpu" else _UNSETTLED)
         self._tokenizer = _tokenizer(bundle)
         template = bundle.text("chat_template.jinja")
         self._template = None if template is None else self._chat_template(template)

@@ -6,7 +6,7 @@ row adds, in units of the time that a token takes now. When drafting turns out s
 stretch of steps, it pauses, each time twice as long, and then tries again: texts change their nature midway.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
@@ -38,10 +38,12 @@ class StepCosts(dict[int, float]):
     makes all steps dearer, and it may have been a bad moment.
     """
 
-    def __init__(self, known: Mapping[int, float] | None = None) -> None:
+    def __init__(self, known: Mapping[int, float] | None = None, *, unsettled: int = 0) -> None:
+        """Of each number of rows, the first `unsettled` steps are not counted: an engine sets itself up in them."""
         super().__init__(known or {})
         self._recent = {rows: deque([seconds], _RECENT) for rows, seconds in self.items()}
         self._fresh: set[int] = set()
+        self._unsettled, self._steps = unsettled, Counter[int]()
 
     def begin(self) -> None:
         """A text starts."""
@@ -54,6 +56,9 @@ class StepCosts(dict[int, float]):
 
     def add(self, rows: int, seconds: float) -> None:
         """A step with so many rows took so long."""
+        self._steps[rows] += 1
+        if self._steps[rows] <= self._unsettled:
+            return
         recent = self._recent.setdefault(rows, deque(maxlen=_RECENT))
         recent.append(seconds)
         self[rows] = median_low(recent)
@@ -138,7 +143,7 @@ class Pacer:
 
     def _computed(self) -> npt.NDArray[np.float64]:
         """Seconds of all sizes: as measured, as tuned, on lines between measurements, beyond them their slope."""
-        rows, known = np.arange(1, self.max_rows + 1), self.seconds
+        rows, known = np.arange(1, self._bucket(self.max_rows) + 1), self.seconds
         if not known:
             return np.zeros(self.max_rows)
         sizes = sorted(known)
@@ -149,24 +154,24 @@ class Pacer:
             slope = max(slope, (known[last] - known[1]) / (last - 1))
         curve += slope * np.maximum(rows - last, 0)
         if self.relative and 1 in known:
-            count = min(len(self.relative), self.max_rows)
+            count = min(len(self.relative), len(rows))
             tuned = np.isin(rows[:count], sizes, invert=True)
             curve[:count][tuned] = known[1] * np.asarray(self.relative[:count])[tuned]
         if self.buckets:
-            curve = curve[[self._computed_rows(count) - 1 for count in rows.tolist()]]
+            curve = curve[[self._bucket(count) - 1 for count in range(1, self.max_rows + 1)]]
         return curve
 
-    def _computed_rows(self, rows: int) -> int:
-        """How many rows the engine computes for so many, as far as trees go."""
-        return min(next((size for size in self.buckets if size >= rows), rows), self.max_rows)
+    def _bucket(self, rows: int) -> int:
+        """How many rows the engine computes for so many."""
+        return next((size for size in self.buckets if size >= rows), rows)
 
     def record(self, rows: int, emitted: int, step_seconds: float, total_seconds: float, *, drafted: bool) -> None:
         """A step ended: its rows, the tokens it emitted, its own time and that of the whole round."""
-        rows = self._computed_rows(rows)
+        rows = self._bucket(rows)
         self.seconds.add(rows, step_seconds)
         self._curve = None
         self._since_plain = 0 if rows == 1 else self._since_plain + 1
-        if not drafted:
+        if not drafted or rows not in self.seconds:
             return
         # Judged by the cost of such steps, as plain decoding is: what else the machine did in this one says nothing.
         cost = self.seconds[rows]

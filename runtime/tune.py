@@ -145,7 +145,8 @@ def record(model: Model, prompts: Sequence[Prompt], wanted: Sequence[Options], d
     for prompt in prompts:
         model.forget()
         for stream in play(model, prompt, plain(wanted[0])):
-            probe = _Probe(drafters, stream.loop.decoder, found, wanted[0].max_rows or ROWS[-1])
+            decoder = stream.loop.decoder
+            probe = _Probe(drafters, decoder, found, min(wanted[0].max_rows or ROWS[-1], decoder.max_rows))
             stream.loop.drafter = probe
             _keep(found, probe, stream.finish())
         found.prompts += 1

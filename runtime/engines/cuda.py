@@ -118,7 +118,7 @@ class Stream:
             self.cuda.call("cudaGraphDestroy", recorded)
 
     def abandon_capture(self) -> None:
-        """Ends a recording that failed, whatever state it is in."""
+        """Ends a recording that failed, whatever state it is in; nothing if none was begun."""
         _, *recorded = self.cuda.api.cudaStreamEndCapture(self._handle)
         if recorded and recorded[0] is not None and int(recorded[0]):
             self.cuda.api.cudaGraphDestroy(recorded[0])

@@ -42,7 +42,7 @@ class Flavour:
         return int(major), int(minor)
 
     def why(self) -> str:
-        """What TensorRT said last was wrong, in a line; it forgets it."""
+        """The first line of what TensorRT said was wrong since it was asked last; it is forgotten."""
         said = list(self.logger.errors)
         self.logger.errors.clear()
         return first_line(EngineError(said[0])) if said else "TensorRT gives no reason"

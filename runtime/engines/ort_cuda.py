@@ -1,5 +1,7 @@
 """ONNX Runtime on a GPU: buffers on the device, caches updated in place, CUDA graphs where it can record them."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ class OrtCudaEngine:
 
     Args:
         path: ONNX file; its external data lies beside it.
+        record: use CUDA graphs. ONNX Runtime runs what it records several times over, so the graph must do the same
+            when it is run again on what it wrote; moving rows of a cache does not.
         ort: the onnxruntime module, or what stands in for it.
         device: where buffers lie.
 
@@ -39,15 +43,16 @@ class OrtCudaEngine:
         EngineError: onnxruntime has no CUDA provider, cannot load it, or refuses the graph.
     """
 
-    def __init__(self, path: Path, *, ort: Any = None, device: str = "cuda") -> None:
+    def __init__(self, path: Path, *, record: bool = True, ort: Any = None, device: str = "cuda") -> None:
         self._ort, self._device, self._name = ort or import_onnxruntime(), device, path.name
         check_provider(self._ort)
-        self._session, self._records = self._open(path)
+        self._session, self._records = self._open(path, record)
         self._binding = self._session.io_binding()
         self._tensors: dict[str, _Tensor] = {}  # bound now
         self._kept: dict[tuple[str, tuple[int, ...]], _Tensor] = {}  # of every shape: recordings hold their addresses
         self._states: dict[tuple[str, str], Any] = {}
         self._recordings: dict[tuple[object, ...], int] = {}
+        self._key: tuple[object, ...] | None = None  # of the shapes and buffers that are bound now
         self.inputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_inputs())
         self.outputs: Mapping[str, TensorInfo] = tensor_infos(self._session.get_outputs())
         self.buckets: Mapping[int, int] = {}
@@ -105,37 +110,39 @@ class OrtCudaEngine:
         self._states.clear()
         self._binding = self._session = None
 
-    def _open(self, path: Path) -> tuple[Any, bool]:
+    def _open(self, path: Path, record: bool) -> tuple[Any, bool]:
         """A session, and whether it records CUDA graphs: the provider refuses where nodes must run on the CPU."""
         options = self._ort.SessionOptions()
         options.log_severity_level = FATAL_ONLY
-        failure: Exception | None = None
-        for records in (True, False):
+        why = ""
+        for records in (True, False) if record else (False,):
             settings = {"device_id": "0", "enable_cuda_graph": str(int(records))}
+            said = io.StringIO()
             try:
-                session = self._ort.InferenceSession(str(path), options, providers=[(PROVIDER, settings)])
+                with contextlib.redirect_stdout(said):  # it prints why, and falls back to the CPU
+                    session = self._ort.InferenceSession(str(path), options, providers=[(PROVIDER, settings)])
             except Exception as error:
-                failure = error
+                why = first_line(error)
                 continue
-            if PROVIDER not in session.get_providers():  # it falls back to the CPU silently
-                raise EngineError(f"ONNX Runtime cannot load its CUDA provider: {_missing(self._ort)}")
-            if failure is not None:
-                _log.info("%s runs without CUDA graphs: %s", path.name, first_line(failure))
-            return session, records
-        assert failure is not None
+            if PROVIDER in session.get_providers():
+                if why:
+                    _log.info("%s runs without CUDA graphs: %s", path.name, why)
+                return session, records
+            why = " ".join(said.getvalue().split()) or _missing(self._ort)
         raise EngineError(
-            f"ONNX Runtime {self._ort.__version__} refuses {path.name} on the GPU: {first_line(failure)};"
-            " upgrade onnxruntime-gpu or export again"
-        ) from failure
+            f"ONNX Runtime {self._ort.__version__} cannot run {path.name} on the GPU: {why};"
+            " see what `seqrt doctor` says of the CUDA provider"
+        )
 
     def _run_options(self) -> Any:
         """Which recording to make or replay: none for shapes and caches that are new, and may never come again."""
         options = self._ort.RunOptions()
         if self._records:
             shapes = ((name, tensor.host.shape) for name, tensor in sorted(self._tensors.items()))
-            key = (*shapes, *((value.data_ptr(), tuple(value.shape())) for value in self._states.values()))
-            recording = self._recordings.get(key)
-            self._recordings.setdefault(key, len(self._recordings) + 1)
+            states = self._states.values()
+            self._key = self._key or (*shapes, *((value.data_ptr(), tuple(value.shape())) for value in states))
+            recording = self._recordings.get(self._key)
+            self._recordings.setdefault(self._key, len(self._recordings) + 1)
             options.add_run_config_entry(_GRAPH_ID, _NO_RECORDING if recording is None else str(recording))
         return options
 
@@ -148,9 +155,11 @@ class OrtCudaEngine:
                 self._kept[key] = _Tensor(host, self._on_device(host))
             tensor = self._tensors[name] = self._kept[key]
             bind(name, tensor.device)
+            self._key = None
         return tensor
 
     def _bind_state(self, past: str, present: str, value: Any) -> None:
+        self._key = None
         self._states[past, present] = value
         self._binding.bind_ortvalue_input(past, value)
         self._binding.bind_ortvalue_output(present, value)
@@ -160,11 +169,13 @@ class OrtCudaEngine:
 
 
 def check_provider(ort: Any) -> None:
-    """Checks that this onnxruntime was built with CUDA.
+    """Checks that this onnxruntime was built with CUDA, and loads the libraries that it needs from pip's packages.
 
     Raises:
         EngineError: it was not.
     """
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        ort.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks; what fails shows later
     if PROVIDER not in ort.get_available_providers():
         raise EngineError(
             f"--backend cuda: onnxruntime {ort.__version__} has no CUDA provider, only"
@@ -180,5 +191,5 @@ def _missing(ort: Any) -> str:
         try:
             ctypes.CDLL(str(library))
         except OSError as error:
-            return f"{error}; install it, or see `seqrt doctor`"
-    return "it does not say why; see `seqrt doctor`"
+            return str(error)
+    return "it does not say why"

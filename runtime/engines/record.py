@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from seqrt.errors import EngineError
+from seqrt.errors import EngineError, SeqrtError
 from seqrt.runtime.bundle import Bundle, weights_path
 from seqrt.runtime.records import parse
 
@@ -60,6 +60,11 @@ class BuiltGraph:
     profiles: tuple[Mapping[str, tuple[int, ...]], ...]
     decomposed: str | None
     seconds: float
+
+    @property
+    def buckets(self) -> Mapping[int, int]:
+        """Of a decoder, the rows that it takes at once, ascending, and how many get logits; empty for other graphs."""
+        return {each["T"][0]: each["R"][0] for each in self.profiles if set(each) == {"T", "R"}}
 
     @property
     def file(self) -> str:
@@ -136,18 +141,18 @@ def find_engines(
         EngineError: there are none; it says what the nearest lacks.
     """
     again = f"run: seqrt build {bundle.path} --backend {backend}"
-    folders = sorted((bundle.path / FOLDER).glob("*/" + FILE), key=lambda file: file.stat().st_mtime, reverse=True)
+    folders = sorted((bundle.path / FOLDER).glob("[!.]*/" + FILE), key=lambda file: file.stat().st_mtime, reverse=True)
     reasons = []
     for file in folders:
         folder = file.parent
         try:
             record = read_record(folder)
-        except EngineError as error:
+            if record.settings.backend != backend:
+                continue
+            reason = misfit(bundle, folder, record, version, compute_capability)
+        except SeqrtError as error:
             reasons.append(str(error))
             continue
-        if record.settings.backend != backend:
-            continue
-        reason = misfit(bundle, folder, record, version, compute_capability)
         if reason is None:
             return folder, record
         reasons.append(f"{FOLDER}/{folder.name} {reason}")
@@ -168,6 +173,8 @@ def misfit(bundle: Bundle, folder: Path, record: EngineRecord, version: str, cc:
         if graph.source != source_hash(bundle, graph.role, settings.variant):
             return f"was built from another {graph.role} graph"
         file = folder / graph.file
+        if file.is_symlink():
+            return f"has a link for {graph.file}, which engines must not be"
         if not file.is_file() or file.stat().st_size != graph.size:
             held = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
             return f"has {held} in {graph.file}, expected {graph.size} bytes"

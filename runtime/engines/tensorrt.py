@@ -1,12 +1,14 @@
 """TensorRT, enterprise or RTX: engines that `seqrt build` made, run in place and under CUDA graphs.
 
 Every set of shapes has an execution context of its own; all share one scratch buffer, because they run one after the
-other. The first run with new shapes is an ordinary one, which warms kernels up; it is then recorded with its copies
-from and to the host, and later runs are one launch. Where recording fails, runs stay ordinary, and the log says why.
+other. The first run with new shapes is an ordinary one, which warms kernels up; the second is recorded with its copies
+from and to the host, and it and later ones are one launch. Where recording fails, runs stay ordinary, and the log says
+why.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -80,6 +82,7 @@ class _Plan:
     uploads: list[tuple[DeviceBuffer, HostBuffer, int]]
     downloads: list[tuple[HostBuffer, DeviceBuffer, int]]
     graph: Graph | None = None
+    is_warm: bool = False
 
     def close(self) -> None:
         """Gives the recording back before the context that it recorded."""
@@ -122,9 +125,7 @@ class TensorRTEngine:
         self.inputs: Mapping[str, TensorInfo] = self._infos("INPUT")
         self.outputs: Mapping[str, TensorInfo] = self._infos("OUTPUT")
         self._aliased = self._check_aliases(in_place)
-        self.buckets: Mapping[int, int] = {
-            profile["T"][0]: profile["R"][0] for profile in built.profiles if {"T", "R"} == set(profile)
-        }
+        self.buckets = built.buckets
         try:
             self._scratch = self._new(int(self._engine.device_memory_size_v2))
             self._spare = {i: self._context(i) for i in range(len(built.profiles))}
@@ -166,8 +167,10 @@ class TensorRTEngine:
         """
         if not isinstance(owner, TensorRTEngine) or owner.gpu is not self.gpu:
             raise EngineError(f"{self._name} cannot share the buffers of another kind of engine; use one backend")
-        for (past, present), buffer in owner._states.items():
-            self._bind_state(past, present, buffer)
+        for names, buffer in owner._states.items():
+            if names in owner._copied:
+                self._copied[names] = owner._copied[names]  # one run at a time writes to it
+            self._bind_state(*names, buffer)
 
     def run(self) -> None:
         """Runs the engine on what is bound, and waits for its outputs.
@@ -177,29 +180,35 @@ class TensorRTEngine:
         """
         plan = self._plan or self._prepare()
         stream = self.gpu.stream
+        if plan.graph is None and plan.is_warm and self._record:
+            self._capture(plan)
         if plan.graph is not None:
             stream.launch(plan.graph)
-            stream.wait()
-            return
-        self._enqueue(plan)
+        else:
+            self._enqueue(plan)
+            plan.is_warm = True
         stream.wait()
-        if self._record:
-            self._capture(plan)
 
     def close(self) -> None:
         """Gives back everything that it holds on the GPU, and keeps compiled kernels for the next time."""
         if self._engine is None:
             return
-        self.gpu.stream.wait()
-        self._drop_plans()
-        self._spare.clear()
-        self._keep_kernels()
+        with ExitStack() as stack:  # whatever fails, all else is given back
+            for buffer in self._owned:
+                stack.callback(buffer.close)
+            for tensor in self._tensors.values():
+                stack.callback(tensor.close)
+            stack.callback(self._forget)
+            stack.callback(self._keep_kernels)
+            stack.callback(self._drop_plans)
+            self.gpu.stream.wait()
+
+    def _forget(self) -> None:
+        """Lets go of what TensorRT made, and of buffers that are about to be given back."""
         self._engine = self._config = self._cache = None
-        for tensor in self._tensors.values():
-            tensor.close()
-        for buffer in self._owned:
-            buffer.close()
-        self._tensors.clear()
+        self._spare.clear()
+        self._owned.clear()
+        self._tensors = {}
         self._states.clear()
 
     def _array(self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
@@ -293,15 +302,16 @@ class TensorRTEngine:
     def _prepare(self) -> _Plan:
         """The plan for the shapes as they are, made at their first use."""
         key = tuple(sorted(self._shapes.items()))
-        plan = self._plans.get(key)
+        plan = self._plans.pop(key, None)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
-                self._plans.pop(next(iter(self._plans))).close()
-            plan = self._plans[key] = self._new_plan()
-        self._plan = plan
+                self._plans.pop(next(iter(self._plans))).close()  # the one that was not used for longest
+            plan = self._new_plan()
+        self._plan = self._plans[key] = plan
         return plan
 
     def _new_plan(self) -> _Plan:
+        self.gpu.flavour.logger.errors.clear()
         states = {past: buffer for (past, _), buffer in self._states.items()}
         shapes = {**self._shapes, **{past: self._fixed(past) for past in states}}
         if missing := self.inputs.keys() - shapes.keys():
@@ -375,7 +385,7 @@ class TensorRTEngine:
             try:
                 self._enqueue(plan)
                 plan.graph = stream.end_capture()
-            except EngineError:
+            except BaseException:
                 stream.abandon_capture()
                 raise
         except EngineError as error:
@@ -399,6 +409,8 @@ class TensorRTEngine:
         api, config = self.gpu.flavour.api, self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # they are recorded here, with their copies
+        # Kernels that it compiles in the background would not find their way into a recording.
+        config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
         cache = config.create_runtime_cache()
         file = self._kernels()
         if file.is_file():
@@ -409,7 +421,12 @@ class TensorRTEngine:
     def _keep_kernels(self) -> None:
         if self._cache is None:
             return
-        file, data = self._kernels(), bytes(self._cache.serialize())
+        made, file = self._cache.serialize(), self._kernels()
+        if made is None:
+            return
+        data = bytes(made)
+        if file.is_file() and file.read_bytes() == data:
+            return
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, lambda new: new.write_bytes(data))

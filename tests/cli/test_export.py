@@ -213,7 +213,7 @@ def test_a_full_disk(seqrt: Seqrt, source: Path, tmp_path: Path, monkeypatch: py
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("seqrt.exporter.export.decoder_graph", full)
+    monkeypatch.setattr("seqrt.exporter.assemble.decoder_graph", full)
     result = seqrt("export", source, tmp_path / "bundle")
     assert result.code == 1
     assert result.error.endswith("No space left on device; free some space or choose another disk")
@@ -221,7 +221,8 @@ def test_a_full_disk(seqrt: Seqrt, source: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_without_the_extra(seqrt: Seqrt, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "seqrt.exporter.export")
+    for name in [name for name in sys.modules if name.startswith("seqrt.exporter.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     result = seqrt("export", source, tmp_path / "bundle")
     assert result.code == 1
@@ -234,7 +235,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupt(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("seqrt.exporter.export.decoder_graph", interrupt)
+    monkeypatch.setattr("seqrt.exporter.assemble.decoder_graph", interrupt)
     result = seqrt("export", source, tmp_path / "bundle", "--json")
     assert (result.code, result.error, result.out) == (130, "interrupted", "")
     assert nothing_written(tmp_path)

@@ -191,6 +191,9 @@ def test_profiles() -> None:
         {"T": (8, 8, 8), "R": (8, 8, 8)},
         {"T": (64, 64, 64), "R": (1, 1, 1)},
     ]
+    assert [profile["T"][0] for profile in decoder_profiles((1, 64), 512)] == [1, 64, 128, 512]
+    assert [profile["T"][0] for profile in decoder_profiles((1, 127), 128)] == [1, 127, 128]
+    assert [profile["R"][0] for profile in decoder_profiles((1, 64), 64)] == [1, 64], "all of whose rows get logits"
 
 
 @pytest.mark.parametrize(("text", "expected"), [("8.6", "SM86"), ("12.0", "SM120"), ("7.5", "SM75")])
@@ -213,9 +216,11 @@ class Timings:
     def create_timing_cache(self, data: bytes) -> bytes:
         return data
 
-    def set_timing_cache(self, data: bytes, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, data: bytes, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
-        self.given = data
+        fits = b"?" not in data
+        self.given = data if fits else self.given
+        return fits
 
     def get_timing_cache(self) -> Any:
         return SimpleNamespace(serialize=lambda: self.given + b"+")
@@ -236,6 +241,9 @@ def test_timings_are_kept_for_the_next_build(tmp_path: Path) -> None:
     for _ in range(3):
         builder._keep_timings(builder._config(SimpleNamespace(create_builder_config=config)))
     assert [each.given for each in made] == [b"", b"+", b"++"]
+    (tmp_path / "cache" / "timings").write_bytes(b"of another GPU?")
+    builder._keep_timings(builder._config(SimpleNamespace(create_builder_config=config)))
+    assert made[-1].given == b""
 
 
 BLOCKED = ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")

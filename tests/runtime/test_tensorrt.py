@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,13 @@ from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.decoder import Decoder
 from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.engines.flavour import Flavour, load_flavour
+from seqrt.runtime.engines.record import find_engines
 from seqrt.runtime.engines.tensorrt import TensorRTEngine
 from seqrt.runtime.model import Model, load
+from seqrt.runtime.options import Options
+from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Tree
+from seqrt.runtime.tune import tune
 
 NATIVE, PRIMITIVE = "rtx-fp32", "trt10.3-fp32"
 PROMPT = [5, 9, 33, 7] * 12 + [8]
@@ -37,13 +41,18 @@ class Rig:
     cuda: StandInCuda = field(default_factory=StandInCuda)
     models: list[Model] = field(default_factory=list)
 
-    def open(self, variant: str = NATIVE, **how: Any) -> Model:
+    def open(self, variant: str = NATIVE, buckets: Sequence[int] = (1, 4, 8), prefill: int = 32, **how: Any) -> Model:
         """A model on engines of its own, those of `variant`."""
         bundle, backend = open_bundle(self.bundle), "rtx" if variant.startswith("rtx") else "trt"
-        write_engines(bundle, variant, backend=backend)
+        write_engines(bundle, variant, buckets, prefill, backend)
         api = StandInTensorRT(self.cuda, aliases=variant == NATIVE, **how)
         flavour = load_flavour(backend, api)
-        model = Model(bundle, tensorrt_engines(bundle, flavour, Cuda(self.cuda)))
+        engines = tensorrt_engines(bundle, flavour, Cuda(self.cuda))
+        try:
+            model = Model(bundle, engines)
+        except EngineError:
+            engines.close()
+            raise
         self.models.append(model)
         return model
 
@@ -96,6 +105,12 @@ def test_texts_are_those_of_the_cpu(rig: Rig, cpu: Model, variant: str, changes:
     assert model.score(PROMPT).perplexity == pytest.approx(cpu.score(PROMPT).perplexity, rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def copied(gpu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose engines are nobody else's."""
+    return Path(shutil.copytree(gpu_bundle, tmp_path_factory.mktemp("copied") / "bundle"))
+
+
 def random_tree(rng: np.random.Generator, nodes: int) -> Tree:
     parents = np.array([-1, *(int(rng.integers(0, i)) for i in range(1, nodes))])
     return Tree(rng.integers(0, 200, nodes), parents)
@@ -104,9 +119,9 @@ def random_tree(rng: np.random.Generator, nodes: int) -> Tree:
 @pytest.mark.parametrize("variant", [NATIVE, PRIMITIVE])
 @settings(max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_any_order_of_steps_commits_and_resets(gpu_bundle: Path, variant: str, seed: int) -> None:
+def test_any_order_of_steps_commits_and_resets(copied: Path, variant: str, seed: int) -> None:
     """Rows of a bucket that are padding must leave no trace, in outputs or in the cache."""
-    bundle, backend, rng = open_bundle(gpu_bundle), variant.partition("-")[0][:3], np.random.default_rng(seed)
+    bundle, backend, rng = open_bundle(copied), variant.partition("-")[0][:3], np.random.default_rng(seed)
     write_engines(bundle, variant, backend=backend)
     cuda = StandInCuda()
     flavour = load_flavour(backend, StandInTensorRT(cuda, aliases=variant == NATIVE))
@@ -158,20 +173,60 @@ def test_nothing_is_allocated_in_the_loop(rig: Rig) -> None:
     assert (rig.cuda.calls.count("cudaMalloc"), rig.cuda.calls.count("cudaMallocHost")) == before
 
 
+def test_every_bucket_is_recorded_at_load(rig: Rig) -> None:
+    """What a first run costs would be taken for the cost of its rows, and switch drafting off."""
+    model = rig.open()
+    recorded = rig.cuda.calls.count("cudaGraphInstantiate")
+    assert recorded == 4 + 1, "buckets 1, 4, 8, prompts of 32, compaction"
+    model.generate(PROMPT, max_new_tokens=60, ignore_eos=True, draft="recycling", adaptive=False)
+    assert rig.cuda.calls.count("cudaGraphInstantiate") <= recorded + 1, "paths longer than four rows"
+
+
+def test_a_tree_may_be_as_large_as_a_chunk_of_a_prompt(rig: Rig, cpu: Model) -> None:
+    model = rig.open(buckets=(1, 8), prefill=8)
+    assert list(engine_of(model).buckets.items()) == [(1, 1), (8, 8)]
+    found = model.generate(PROMPT, max_new_tokens=20, ignore_eos=True, draft="recycling", adaptive=False)
+    cpu.forget()
+    assert found.token_ids == cpu.generate(PROMPT, max_new_tokens=20, ignore_eos=True).token_ids
+    assert set(found.trace.rows) <= {1, 8}
+
+
+def test_tuning_keeps_to_the_buckets(rig: Rig) -> None:
+    model = rig.open()
+    found = tune(model, [Prompt(turns=("the other thing",))], [Options(draft="lookup", max_new_tokens=12)], 0, 5.0)
+    assert max(found.rows) <= 8
+    assert found.machine.engine.endswith(", buckets 1,4,8,32")
+    assert found.machine.gpu == "stand-in"
+
+
+def test_a_damaged_directory_hides_no_good_one(rig: Rig) -> None:
+    bundle = open_bundle(rig.bundle)
+    good = write_engines(bundle, NATIVE)
+    for name, text in (("zz-odd", "{}"), (".half-built", (good / "engine.json").read_text())):
+        (good.parent / name).mkdir()
+        (good.parent / name / "engine.json").write_text(text)
+    odd = good.parent / "zz-other"
+    shutil.copytree(good, odd)
+    (odd / "engine.json").write_text((odd / "engine.json").read_text().replace('"role": "logits"', '"role": "unknown"'))
+    assert find_engines(bundle, "rtx", StandInTensorRT.__version__, "8.6")[0] == good
+
+
 @pytest.mark.parametrize("spoil", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "context"])
 def test_without_graphs_runs_are_ordinary_ones_and_the_log_says_why(
     rig: Rig, cpu: Model, spoil: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = rig.open(records=spoil != "context")
     if spoil != "context":
         rig.cuda.refuse[spoil] = Code.cudaErrorStreamCaptureInvalidated
     with caplog.at_level(logging.WARNING):
+        model = rig.open(records=spoil != "context")
         found = model.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     cpu.forget()
     assert found.token_ids == cpu.generate(PROMPT, max_new_tokens=20, ignore_eos=True).token_ids
-    (line,) = {record.getMessage() for record in caplog.records}
-    assert line.startswith("decoder.engine runs without CUDA graphs: ")
-    assert (spoil if spoil != "context" else "TensorRT cannot be recorded") in line
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"{role}.engine runs without CUDA graphs" for role in ("decoder", "compaction")
+    ]
+    assert all((spoil if spoil != "context" else "TensorRT cannot be recorded") in line for line in lines)
     assert "cudaGraphLaunch" not in rig.cuda.calls
     rig.cuda.refuse.clear()
 
@@ -198,11 +253,11 @@ def test_memory_that_runs_out_at_load_is_all_given_back(rig: Rig) -> None:
     assert rig.cuda.leaks() == []
 
 
-def test_memory_that_runs_out_later(rig: Rig) -> None:
-    model = rig.open()
-    rig.cuda.total = 1 << 17  # too little for the caches
+def test_memory_that_runs_out_for_the_caches(rig: Rig) -> None:
+    rig.cuda.total = 1 << 18
     with pytest.raises(EngineError, match=OUT_OF_MEMORY):
-        model.generate(PROMPT)
+        rig.open()
+    assert rig.cuda.leaks() == []
 
 
 def test_a_driver_that_fails_midway_is_an_error_of_ours(rig: Rig) -> None:
@@ -249,9 +304,15 @@ def test_shapes_that_no_profile_takes(rig: Rig) -> None:
     engine = engine_of(rig.open())
     with pytest.raises(EngineError, match=r"was not built for token_ids of \(1, 33\); build with other --buckets"):
         engine.input("token_ids", (1, 33))
-    engine.input("token_ids", (1, 5))
-    with pytest.raises(EngineError, match=r"^decoder.engine was run without ancestors, depth, "):
-        engine.run()
+    with pytest.raises(EngineError, match=r"^decoder.engine was not built for token_ids \(1, 5\), ancestors "):
+        run_with(engine, "token_ids", (1, 5))
+    with pytest.raises(EngineError, match=r"^logits.engine was run without hidden; bind every input first"):
+        engine_of(rig.models[0], "logits").run()
+
+
+def run_with(engine: TensorRTEngine, name: str, shape: tuple[int, ...]) -> None:
+    engine.input(name, shape)
+    engine.run()
 
 
 def test_outputs_of_another_shape(rig: Rig) -> None:
@@ -271,12 +332,13 @@ def test_compiled_kernels_are_kept(rig: Rig, tmp_path: Path) -> None:
     model = rig.open()
     model.generate(PROMPT, max_new_tokens=2)
     assert not list((tmp_path / "cache").rglob("*.cache"))
+    name = engine_of(model).built.sha256
     model.close()
-    kept = list((tmp_path / "cache" / "seqrt" / "kernels").glob("*.cache"))
-    assert kept
-    kept[0].write_bytes(b"of an earlier run")
+    kept = tmp_path / "cache" / "seqrt" / "kernels" / f"{name}.cache"
+    kept.write_bytes(b"of an earlier run")
     again = rig.open()
-    assert {engine_of(again)._cache.data, engine_of(again, "logits")._cache.data} == {b"of an earlier run", b"kernels"}
+    assert engine_of(again)._cache.data == b"of an earlier run"
+    assert engine_of(again, "compaction")._cache.data == b"kernels"
 
 
 def cut(folder: Path) -> None:

@@ -10,7 +10,8 @@ is recorded in its own words. `python -m tools.gpu.synthetic` makes a bundle of 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,36 +36,44 @@ Open = Callable[[str], Model]
 
 
 def examine(
-    bundle: Bundle, backends: Sequence[str], prompts: Sequence[Prompt], sizes: Sizes, open_model: Open
+    bundle: Bundle,
+    backends: Sequence[str],
+    prompts: Sequence[Prompt],
+    sizes: Sizes,
+    open_model: Open,
+    keep: Callable[[Document], object] = lambda _: None,
 ) -> Document:
-    """Every backend in turn; one that fails is recorded, and the next one goes on."""
+    """Every backend in turn; one that fails is recorded, and the next one goes on. `keep` is told of each finding."""
     judge = load(bundle.path)
     found: Document = {"bundle": bundle.manifest.name, "environment": environment(0), "backends": {}}
     for backend in backends:
+        document = found["backends"][backend] = {}
         start = perf_counter()
         try:
             with open_model(backend) as model:
-                found["backends"][backend] = _of_backend(model, judge, prompts, sizes)
-        except SeqrtError as error:
-            found["backends"][backend] = {"error": str(error)}
-        found["backends"][backend]["seconds"] = round(perf_counter() - start, 1)
+                for name, finding in _findings(model, judge, prompts, sizes):
+                    document[name] = finding
+                    keep(found)
+        except Exception as error:  # on hardware that nobody has tried yet, anything may come
+            document["error"] = str(error) if isinstance(error, SeqrtError) else traceback.format_exc()
+        document["seconds"] = round(perf_counter() - start, 1)
+        keep(found)
     return found
 
 
-def _of_backend(model: Model, judge: Model, prompts: Sequence[Prompt], sizes: Sizes) -> Document:
+def _findings(model: Model, judge: Model, prompts: Sequence[Prompt], sizes: Sizes) -> Iterator[tuple[str, object]]:
+    """Times first: what compares with the CPU takes long."""
     engines = model.engines
-    document: Document = {
-        "engine": engines.description,
-        "device": engines.device,
-        "variant": engines.variant,
-        "load_seconds": model.load_seconds,
-    }
-    document["steps"] = suite.step_times(model, sizes)
-    document["bandwidth"] = suite.bandwidth(model, document["steps"]["run_ms"]["1"], _cuda_of(model))
-    document["compaction"] = suite.compaction(model, judge, sizes)
+    yield "engine", engines.description
+    yield "device", engines.device
+    yield "variant", engines.variant
+    yield "load_seconds", model.load_seconds
+    steps = suite.step_times(model, sizes)
+    yield "steps", steps
+    yield "bandwidth", suite.bandwidth(model, steps["run_ms"]["1"], _cuda_of(model))
+    yield "compaction", suite.compaction(model, judge, sizes)
     if prompts:
-        document["agreement"] = suite.agreement(model, judge, prompts, sizes)
-    return document
+        yield "agreement", suite.agreement(model, judge, prompts, sizes)
 
 
 def _cuda_of(model: Model) -> Cuda | None:
@@ -112,8 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = read_prompts(chosen.prompts) if "tokenizer.json" in bundle.manifest.files else []
     how: Any = open_stand_in if chosen.stand_in else open_here
     backends = ["rtx"] if chosen.stand_in else chosen.backend or ["cuda", "rtx", "trt"]
-    found = examine(bundle, backends, prompts, sizes, lambda backend: how(bundle, backend))
-    chosen.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    def keep(found: Document) -> None:
+        chosen.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    found = examine(bundle, backends, prompts, sizes, lambda backend: how(bundle, backend), keep)
     print(json.dumps(found["backends"], indent=2))
     return int(all("error" in document for document in found["backends"].values()))
 

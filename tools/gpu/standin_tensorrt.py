@@ -66,6 +66,13 @@ class ExecutionContextAllocationStrategy(IntEnum):
     USER_MANAGED = 2
 
 
+class DynamicShapesKernelSpecializationStrategy(IntEnum):
+    """When kernels for a shape are compiled."""
+
+    LAZY = 0
+    EAGER = 1
+
+
 class CudaGraphStrategy(IntEnum):
     """Who records graphs."""
 
@@ -86,6 +93,7 @@ class StandInTensorRT:
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     CudaGraphStrategy = CudaGraphStrategy
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
     __version__ = "1.7.1.116"
 
     def __init__(self, cuda: StandInCuda, *, aliases: bool = True, records: bool = True) -> None:
@@ -141,6 +149,7 @@ class RuntimeConfig:
     """How contexts are made."""
 
     cuda_graph_strategy: CudaGraphStrategy | None = None
+    dynamic_shapes_kernel_specialization_strategy: DynamicShapesKernelSpecializationStrategy | None = None
     strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     cache: RuntimeCache | None = None
 

@@ -29,7 +29,7 @@ class Sizes:
     prompts: int = 50
     new_tokens: int = 64
     repeats: int = 50
-    trees: int = 200
+    trees: int = 50
     past: int = 256
 
 

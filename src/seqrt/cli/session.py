@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from click import get_current_context
+
 from seqrt.cli.console import note
 from seqrt.runtime.options import NO_DRAFT, Options
 from seqrt.runtime.prompts import Prompt, read_prompts
@@ -16,7 +18,7 @@ _BUILT_IN: Final = Path(__file__).with_name("prompts.jsonl")
 
 
 def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "Model":
-    """Loads a bundle and checks that it can serve what is wanted.
+    """Loads a bundle, for as long as the command runs, and checks that it can serve what is wanted.
 
     Raises:
         BundleError: it is not a bundle, or damaged.
@@ -26,6 +28,8 @@ def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "M
     from seqrt.runtime.model import load
 
     model = load(bundle, backend=backend, threads=threads)
+    if (context := get_current_context(silent=True)) is not None:
+        context.call_on_close(model.close)  # memory of a GPU, and kernels that were compiled for it
     for options in wanted:
         model.drafter(options)
     if wanted:
