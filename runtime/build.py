@@ -5,20 +5,18 @@ profile with a range. Nothing here imports torch, onnx or transformers: TensorRT
 """
 
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.bundle import STATIC_ROOM, Bundle, GraphInfo, cache_folder, sha256, weights_path
 from seqrt.runtime.decoder import MAX_ROWS
+from seqrt.runtime.engines.builder import Builder, Profile
 from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.engines.flavour import Flavour, load_flavour, sm
 from seqrt.runtime.engines.record import (
@@ -30,7 +28,6 @@ from seqrt.runtime.engines.record import (
     read_record,
     source_hash,
 )
-from seqrt.runtime.files import write_whole
 
 DEFAULT_BUCKETS: Final = (1, 8, 16, 32, 64)
 _SHORT_PREFILL: Final = 128
@@ -44,8 +41,7 @@ RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other gra
 }
 _HOST_FACTOR: Final = 5.0  # memory of the host that building takes, in weights: SmolLM2 in fp16 with six profiles 4.6
 _HOST_BASE: Final = 300e6
-
-Profile = Mapping[str, tuple[int, int, int]]
+_DEVICE_FACTOR: Final = 1.2  # of weights: an engine is a little larger, and has scratch memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,114 +52,15 @@ class Built:
         folder: of the engines.
         record: what is in it.
         is_new: whether anything was built; else what was there is what was asked for.
-        host_bytes: estimate of the memory that building took.
+        host_bytes: estimate of the memory that building takes.
+        device_bytes: estimate of the memory of the GPU that running takes: weights, caches and some more.
     """
 
     folder: Path
     record: EngineRecord
     is_new: bool
     host_bytes: int
-
-
-@dataclass(slots=True)
-class Builder:
-    """Builds engines of one TensorRT, with the same settings for all graphs."""
-
-    flavour: Flavour
-    settings: BuildSettings
-    timing_cache: Path | None = None
-    layers: dict[str, list[dict[str, object]]] = field(default_factory=dict)
-
-    def build(self, role: str, graph: Path, profiles: Sequence[Profile], half: bool) -> tuple[Any, BuiltGraph]:
-        """The engine of a graph, and what is known of it but for its source and files.
-
-        Raises:
-            EngineError: TensorRT cannot parse or build it.
-        """
-        start = perf_counter()
-        self.flavour.logger.errors.clear()
-        plan, shapes, decomposed = self._attempt(role, graph, profiles, decompose=not half)
-        if plan is None:
-            plan, shapes, decomposed = self._attempt(role, graph, profiles, decompose=True)
-        return plan, BuiltGraph(
-            role=role,
-            source="",
-            size=int(plan.nbytes),
-            sha256="",
-            shapes=shapes,
-            profiles=tuple(dict(profile) for profile in profiles),
-            decomposed=decomposed,
-            seconds=round(perf_counter() - start, 3),
-        )
-
-    def _attempt(
-        self, role: str, graph: Path, profiles: Sequence[Profile], *, decompose: bool
-    ) -> tuple[Any, dict[str, tuple[str, ...]], str | None]:
-        """An engine, its shapes, and what attention was taken apart; no engine where that may help and was not done.
-
-        Raises:
-            EngineError: TensorRT cannot parse or build the graph.
-        """
-        api = self.flavour.api
-        builder = api.Builder(self.flavour.logger)
-        network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = api.OnnxParser(network, self.flavour.logger)
-        if not parser.parse_from_file(str(graph)):
-            why = _parse_error(parser) or self.flavour.why()
-            raise EngineError(
-                f"{self.flavour.name} cannot read {graph.name}: {_line(why)}; export for another --target"
-            )
-        decomposed = _let_decompose(api, network) if decompose else None
-        config = self._config(builder)
-        shapes = _shapes(network)
-        for profile in profiles:
-            made = builder.create_optimization_profile()
-            for name in (tensor.name for tensor in map(network.get_input, range(network.num_inputs))):
-                if any(not size.isdigit() for size in shapes[name]):
-                    ranges = ([_size(size, profile, i) for size in shapes[name]] for i in range(3))
-                    made.set_shape(name, *ranges)
-            config.add_optimization_profile(made)
-        with _without_stderr():
-            plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            why = self.flavour.why()
-            if decompose or _let_decompose(api, network) is None:
-                raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(why)}")
-            return None, shapes, None
-        self._keep_timings(config)
-        self.layers[role] = [_layer(network.get_layer(i)) for i in range(network.num_layers)]
-        return plan, shapes, decomposed
-
-    def _config(self, builder: Any) -> Any:
-        api, config = self.flavour.api, builder.create_builder_config()
-        if self.settings.workspace is not None:
-            config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, self.settings.workspace)
-        if self.flavour.backend == "rtx":
-            config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or CUDA graphs could not record its runs
-            config.num_compute_capabilities = len(self.settings.compute_capabilities)
-            for i, text in enumerate(self.settings.compute_capabilities):
-                kind = getattr(api.ComputeCapability, sm(text), None)
-                if kind is None or not config.set_compute_capability(kind, i):
-                    able = [name for name in api.ComputeCapability.__members__ if name.startswith("SM")]
-                    raise EngineError(
-                        f"--cc {text}: {self.flavour.name} builds for {', '.join(able)}; use --backend trt for others"
-                    )
-        elif self.timing_cache is not None:
-            known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-            if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
-                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # of another GPU
-        return config
-
-    def _keep_timings(self, config: Any) -> None:
-        timings = None if self.timing_cache is None else config.get_timing_cache()
-        if self.timing_cache is None or timings is None:
-            return
-        data = bytes(timings.serialize())
-        try:
-            self.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.timing_cache, lambda new: new.write_bytes(data))
-        except OSError:
-            pass  # the next build times its kernels again
+    device_bytes: int
 
 
 def build(
@@ -191,8 +88,8 @@ def build(
 
     Raises:
         RequestError: an option is out of range.
-        BundleError: the bundle holds no graphs for this TensorRT.
-        EngineError: TensorRT is missing or fails, there is no GPU although it needs one, or memory does not suffice.
+        EngineError: TensorRT is missing or fails, the bundle holds no graphs for it, there is no GPU although it needs
+            one, or memory does not suffice.
     """
     buckets = tuple(sorted({1, *buckets}))
     if not 1 <= buckets[0] <= buckets[-1] <= MAX_ROWS:
@@ -222,10 +119,10 @@ def build(
     )
     infos = [graph for graph in bundle.manifest.graphs if f"{graph.profile}-{graph.dtype}" == variant]
     folder = bundle.path / FOLDER / folder_name(flavour, settings)
-    needed = _host_bytes(bundle, variant)
+    host, device = _memory(bundle, variant)
     if (known := _up_to_date(bundle, folder, flavour, settings, infos)) is not None:
-        return Built(folder, known, is_new=False, host_bytes=needed)
-    _check_memory(needed)
+        return Built(folder, known, is_new=False, host_bytes=host, device_bytes=device)
+    _check_memory(host, device, Cuda() if backend == "trt" else None)
     timings = cache_folder() / "timing" / f"{flavour.version}-{capabilities[0]}" if backend == "trt" else None
     maker = Builder(flavour, settings, timings)
     with _staged(folder) as stage:
@@ -240,7 +137,7 @@ def build(
         record = EngineRecord(settings=settings, version=flavour.version, graphs=tuple(graphs))
         (stage / LAYERS).write_text(json.dumps(maker.layers), encoding="utf-8")
         (stage / FILE).write_text(record.to_json(), encoding="utf-8")
-    return Built(folder, record, is_new=True, host_bytes=needed)
+    return Built(folder, record, is_new=True, host_bytes=host, device_bytes=device)
 
 
 def decoder_profiles(buckets: Sequence[int], prefill: int) -> list[Profile]:
@@ -258,7 +155,7 @@ def choose_variant(bundle: Bundle, flavour: Flavour, dtype: str | None) -> str:
 
     Raises:
         RequestError: the bundle has no such type for it.
-        BundleError: it has no graphs for it at all.
+        EngineError: it has no graphs for it at all.
     """
     fitting = []
     for variant in bundle.manifest.variants:
@@ -321,23 +218,32 @@ def _up_to_date(
     return record if is_same else None
 
 
-def _host_bytes(bundle: Bundle, variant: str) -> int:
+def _memory(bundle: Bundle, variant: str) -> tuple[int, int]:
+    """Bytes of the host that building takes, and of the GPU that running takes, about."""
     profile, _, dtype = variant.rpartition("-")
-    weights = bundle.manifest.files.get(weights_path(profile, dtype))
-    return int(_HOST_FACTOR * (weights.size if weights else 0) + _HOST_BASE)
+    file, model = bundle.manifest.files.get(weights_path(profile, dtype)), bundle.manifest.model
+    weights = file.size if file else 0
+    rows = 2 * model.num_layers * model.num_kv_heads * (bundle.manifest.capacity + STATIC_ROOM)
+    caches = rows * model.head_dim * (4 if dtype == "fp32" else 2)
+    return int(_HOST_FACTOR * weights + _HOST_BASE), int(_DEVICE_FACTOR * weights) + caches
 
 
-def _check_memory(needed: int) -> None:
-    """Raises EngineError if building would not fit into the memory that is free."""
+def _check_memory(host: int, device: int, cuda: Cuda | None) -> None:
+    """Raises EngineError if building would not fit into the memory that is free, or running into that of the GPU."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        return
+        lines = []
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    if free is not None and needed > free:
+    if free is not None and host > free:
         raise EngineError(
-            f"building takes about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free;"
+            f"building takes about {host / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free;"
             " close other programs, add swap space, or build on another machine"
+        )
+    if cuda is not None and device > (held := cuda.memory()[1]):
+        raise EngineError(
+            f"running takes about {device / 1e9:.1f} GB of the GPU's memory, it has {held / 1e9:.1f} GB;"
+            " export with --quantize int8, or with a smaller --capacity"
         )
 
 
@@ -360,20 +266,6 @@ def _staged(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """TensorRT prints some errors past its logger, straight to the process's stderr, even those that are dealt with."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def _described(made: BuiltGraph, stage: Path, source: str) -> BuiltGraph:
     file = stage / made.file
     return BuiltGraph(
@@ -386,58 +278,3 @@ def _described(made: BuiltGraph, stage: Path, source: str) -> BuiltGraph:
         decomposed=made.decomposed,
         seconds=made.seconds,
     )
-
-
-def _let_decompose(api: Any, network: Any) -> str | None:
-    """Lets TensorRT take attention apart, which it does not do by itself; returns of what kind it is, None for none."""
-    kind = None
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if getattr(api.LayerType, "ATTENTION_INPUT", None) == layer.type:
-            layer.__class__ = api.IAttentionInputLayer
-            layer.attention.decomposable = True
-            query = layer.attention.get_input(0)
-            kind = f"{query.dtype.name} with {query.shape[1]} heads of {query.shape[3]}"
-    return kind
-
-
-def _shapes(network: Any) -> dict[str, tuple[str, ...]]:
-    """Sizes of inputs and outputs as text; a symbol's name where ONNX names it, "?" elsewhere."""
-    inputs = map(network.get_input, range(network.num_inputs))
-    outputs = map(network.get_output, range(network.num_outputs))
-    return {
-        tensor.name: tuple(
-            str(size) if size >= 0 else tensor.get_dimension_name(axis) or "?" for axis, size in enumerate(tensor.shape)
-        )
-        for tensor in (*inputs, *outputs)
-    }
-
-
-def _size(size: str, profile: Profile, which: int) -> int:
-    return int(size) if size.isdigit() else profile[size][which]
-
-
-def _layer(layer: Any) -> dict[str, object]:
-    outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-    return {
-        "name": layer.name,
-        "type": layer.type.name,
-        "outputs": [
-            {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-            for tensor in outputs
-            if tensor is not None
-        ],
-    }
-
-
-def _parse_error(parser: Any) -> str | None:
-    """What of the first node that it does not take is wrong, as far as the parser says."""
-    if not parser.num_errors:
-        return None
-    error = parser.get_error(0)
-    said = "" if error.desc() in ("", "false") else f", {error.desc()}"
-    return f"{error.node_operator() or 'the file'} {error.node_name()} ({error.code().name}{said})"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:400]

@@ -1,9 +1,27 @@
 """JSON as dataclasses, strictly: every key known, none missing, every value of its type."""
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+
+def read(kind: Any, file: Path, schema: int, most_bytes: int) -> Any:
+    """A JSON file that holds a `kind` with that number under "schema".
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than `most_bytes`, no JSON, of another schema, or does not fit; no advice is given.
+        RecursionError: it is nested too deeply.
+    """
+    if file.stat().st_size > most_bytes:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, expected at most {most_bytes}")
+    raw = json.loads(file.read_bytes())
+    if not isinstance(raw, dict) or raw.get("schema") != schema:
+        raise ValueError(f"{file} has not schema {schema}")
+    return parse(kind, raw, str(file))
 
 
 def parse(kind: Any, raw: Any, where: str) -> Any:

@@ -15,7 +15,7 @@ from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.files import write_whole
 from seqrt.runtime.machine import cpu_model
 from seqrt.runtime.options import DYNAMIC, MAX_ROWS, Options
-from seqrt.runtime.records import parse
+from seqrt.runtime.records import read
 
 SCHEMA: Final = 1
 FILE: Final = "tune.json"
@@ -177,12 +177,7 @@ def read_tuning(bundle: Bundle, here: Machine) -> tuple[Tuning | None, str | Non
         return None, None
     again = f"run: seqrt tune {bundle.path}"
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_BYTES}")
-        raw = json.loads(file.read_bytes())
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise ValueError(f"{file} has not schema {SCHEMA}")
-        tuning: Tuning = parse(Tuning, raw, str(file))
+        tuning: Tuning = read(Tuning, file, SCHEMA, _MAX_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         return None, f"{FILE} is ignored: {' '.join(str(error).split())}; {again}"
     made, own = dataclasses.asdict(tuning.machine), dataclasses.asdict(here)

@@ -9,7 +9,7 @@ from typing import Final
 
 from seqrt.errors import EngineError, SeqrtError
 from seqrt.runtime.bundle import Bundle, weights_path
-from seqrt.runtime.records import parse
+from seqrt.runtime.records import read
 
 SCHEMA: Final = 1
 FOLDER: Final = "engines"
@@ -113,12 +113,7 @@ def read_record(folder: Path) -> EngineRecord:
     """
     file = folder / FILE
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_BYTES}")
-        raw = json.loads(file.read_bytes())
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise ValueError(f"{file} has not schema {SCHEMA}")
-        record: EngineRecord = parse(EngineRecord, raw, str(file))
+        record: EngineRecord = read(EngineRecord, file, SCHEMA, _MAX_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise EngineError(
             f"{folder} holds no engines: {' '.join(str(error).split())}; run seqrt build again"

@@ -16,13 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from seqrt.errors import EngineError, first_line
-from seqrt.runtime.bundle import cache_folder
+from seqrt.errors import EngineError
 from seqrt.runtime.engines import Array, Engine, TensorInfo
 from seqrt.runtime.engines.cuda import Cuda, DeviceBuffer, Graph, HostBuffer, Stream
 from seqrt.runtime.engines.flavour import Flavour
+from seqrt.runtime.engines.kernels import Kernels
 from seqrt.runtime.engines.record import BuiltGraph
-from seqrt.runtime.files import write_whole
 
 _DTYPES: Final = {
     "FLOAT": np.float32,
@@ -121,7 +120,8 @@ class TensorRTEngine:
         self._owned: list[DeviceBuffer] = []
         self._scratch: DeviceBuffer | None = None
         self._engine = self._load(file)
-        self._config, self._cache = self._runtime_config()
+        rtx = gpu.flavour.backend == "rtx"
+        self.kernels = Kernels(gpu.flavour.api, self._engine, built.sha256) if rtx else None
         self.inputs: Mapping[str, TensorInfo] = self._infos("INPUT")
         self.outputs: Mapping[str, TensorInfo] = self._infos("OUTPUT")
         self._aliased = self._check_aliases(in_place)
@@ -199,13 +199,14 @@ class TensorRTEngine:
             for tensor in self._tensors.values():
                 stack.callback(tensor.close)
             stack.callback(self._forget)
-            stack.callback(self._keep_kernels)
+            if self.kernels is not None:
+                stack.callback(self.kernels.keep)
             stack.callback(self._drop_plans)
             self.gpu.stream.wait()
 
     def _forget(self) -> None:
         """Lets go of what TensorRT made, and of buffers that are about to be given back."""
-        self._engine = self._config = self._cache = None
+        self._engine = self.kernels = None
         self._spare.clear()
         self._owned.clear()
         self._tensors = {}
@@ -355,7 +356,7 @@ class TensorRTEngine:
         if (spare := self._spare.pop(profile, None)) is not None:
             return spare
         api = self.gpu.flavour.api
-        how = self._config or api.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = self.kernels.config if self.kernels else api.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(how)
         if context is None:
             raise EngineError(f"{self._name} has no execution context: {self.gpu.flavour.why()}")
@@ -401,40 +402,6 @@ class TensorRTEngine:
             plan.close()
         self._plans.clear()
         self._plan = None
-
-    def _runtime_config(self) -> tuple[Any, Any]:
-        """TensorRT-RTX compiles kernels where they run: how, and what it compiled before; nothing for TensorRT."""
-        if self.gpu.flavour.backend != "rtx":
-            return None, None
-        api, config = self.gpu.flavour.api, self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
-        config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # they are recorded here, with their copies
-        # Kernels that it compiles in the background would not find their way into a recording.
-        config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
-        cache = config.create_runtime_cache()
-        file = self._kernels()
-        if file.is_file():
-            cache.deserialize(file.read_bytes())  # false if they are another machine's: they are compiled anew
-        config.set_runtime_cache(cache)
-        return config, cache
-
-    def _keep_kernels(self) -> None:
-        if self._cache is None:
-            return
-        made, file = self._cache.serialize(), self._kernels()
-        if made is None:
-            return
-        data = bytes(made)
-        if file.is_file() and file.read_bytes() == data:
-            return
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, lambda new: new.write_bytes(data))
-        except OSError as error:
-            _log.warning("compiled kernels are not kept in %s: %s", file, first_line(error))
-
-    def _kernels(self) -> Path:
-        return cache_folder() / "kernels" / f"{self.built.sha256}.cache"
 
 
 def validity(flavour: Flavour, runtime: Any, data: bytes) -> str | None:

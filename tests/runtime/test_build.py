@@ -11,11 +11,14 @@ from typing import Any
 import onnx
 import onnx.parser
 import pytest
+from tools.gpu.standin_cuda import StandInCuda
 
 from seqrt.errors import EngineError, RequestError, SeqrtError
 from seqrt.runtime import build as module
-from seqrt.runtime.build import Builder, build, choose_variant, decoder_profiles
+from seqrt.runtime.build import build, choose_variant, decoder_profiles
 from seqrt.runtime.bundle import Bundle, open_bundle
+from seqrt.runtime.engines.builder import Builder
+from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.engines.flavour import Flavour, load_flavour, sm
 from seqrt.runtime.engines.record import BuildSettings, find_engines, read_record
 
@@ -258,3 +261,9 @@ def test_building_needs_neither_torch_nor_onnx_nor_transformers(bundle: Bundle) 
     assert document["built"]
     assert document["settings"]["buckets"] == [1, 2]
     assert [graph["role"] for graph in document["graphs"]][:3] == ["decoder", "logits", "compaction"]
+
+
+def test_a_gpu_that_is_too_small_is_said_before() -> None:
+    with pytest.raises(EngineError, match=r"^running takes about 2.0 GB of the GPU's memory, it has 1.0 GB; export"):
+        module._check_memory(1, 2_000_000_000, Cuda(StandInCuda(memory=1_000_000_000)))
+    module._check_memory(1, 900_000_000, Cuda(StandInCuda(memory=1_000_000_000)))

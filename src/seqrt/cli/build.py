@@ -87,6 +87,7 @@ def _document(made: Built, seconds: float) -> dict[str, object]:
         "version": made.record.version,
         "settings": asdict(made.record.settings),
         "host_bytes_estimated": made.host_bytes,
+        "device_bytes_estimated": made.device_bytes,
         "seconds": round(seconds, 3),
         "graphs": [
             {

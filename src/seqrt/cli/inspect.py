@@ -8,6 +8,7 @@ import typer
 from seqrt.cli.common import BundlePath, Json, command
 from seqrt.cli.console import emit
 from seqrt.runtime.bundle import Manifest, open_bundle
+from seqrt.runtime.engines.record import FOLDER
 from seqrt.runtime.tuned import FILE
 
 
@@ -30,6 +31,9 @@ def inspect(
         emit(dataclasses.asdict(manifest) | {"path": str(bundle), "bytes": num_bytes, "verified": verify})
         return
     lines = _describe(manifest, num_bytes)
+    for folder in sorted((bundle / FOLDER).glob("[!.]*")):
+        size = sum(file.stat().st_size for file in folder.glob("*.engine"))
+        lines.append(("engines", f"{folder.name}, {size / 1e6:.1f} MB; `seqrt doctor {bundle}` says whether they fit"))
     if (bundle / FILE).exists():
         lines.append(("tuned", f"{FILE}, used where it was made; `seqrt run` says when and why not"))
     if verify:
