@@ -44,7 +44,7 @@ types: $(INSTALLED)  ## Static types (mypy, strict)
 	$(BIN)/mypy
 
 tests: $(INSTALLED)  ## Tests (pytest)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 build: $(INSTALLED)  ## Wheel and source archive in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist

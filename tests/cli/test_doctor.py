@@ -301,7 +301,7 @@ def test_a_package_that_is_there_but_broken(tmp_path: Path, monkeypatch: pytest.
         (QuietOrt(), False, "absent", "there is no GPU"),
         (QuietOrt(), True, "ok", "of onnxruntime"),
         (QuietOrt(records=False), True, "ok", "of onnxruntime"),
-        (QuietOrt(loads=False), True, "absent", "cannot load its CUDA provider: it does not say why; run: pip install"),
+        (QuietOrt(loads=False), True, "absent", "cannot run opset24.onnx on the GPU: it does not say why; run: pip"),
     ],
 )
 def test_cuda_provider(ort: Any, has_gpu: bool, state: str, says: str) -> None:
