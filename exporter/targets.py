@@ -173,13 +173,14 @@ def variants(targets: tuple[str, ...], dtypes: tuple[str, ...]) -> list[Variant]
     """
     found = []
     for text in dict.fromkeys(targets):
-        name, _, own = text.partition(":")
+        name, colon, own = text.partition(":")
         if name not in TARGETS:
             raise ExportError(f"--target {name} is unknown; choose from {', '.join(TARGETS)}")
         target = TARGETS[name]
-        for dtype in [own] if own else dict.fromkeys(dtypes or target.dtypes[:1]):
+        for dtype in [own] if colon else dict.fromkeys(dtypes or target.dtypes[:1]):
             if dtype not in TORCH_DTYPES:
-                raise ExportError(f"--dtype {dtype} is unknown; choose from {', '.join(TORCH_DTYPES)}")
+                given = f"--target {text}: {dtype!r}" if colon else f"--dtype {dtype}"
+                raise ExportError(f"{given} is unknown; choose from {', '.join(TORCH_DTYPES)}")
             if dtype not in target.dtypes:
                 raise ExportError(f"--dtype {dtype} is not for --target {name}; use {_listed(target.dtypes)}")
             found.append(Variant(target, next(each for each in target.dtypes if each == dtype)))

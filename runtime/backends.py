@@ -120,6 +120,7 @@ def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda") -> Engine
     from seqrt.runtime.engines.record import find_engines
     from seqrt.runtime.engines.tensorrt import Gpu, TensorRTEngine
 
+    find_engines(bundle, flavour.backend, flavour.version, None)  # what the bundle lacks is said before what is here
     folder, record = find_engines(bundle, flavour.backend, flavour.version, cuda.compute_capability())
     gpu = Gpu.open(flavour, cuda)
     variant = record.settings.variant

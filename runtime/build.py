@@ -4,13 +4,16 @@ The decoder gets a profile of fixed shape for every bucket of tree rows and one 
 profile with a range. Nothing here imports torch, onnx or transformers: TensorRT reads the ONNX files itself.
 """
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Final
 
 from seqrt.errors import EngineError, RequestError
@@ -31,6 +34,7 @@ from seqrt.runtime.engines.record import (
 
 DEFAULT_BUCKETS: Final = (1, 8, 16, 32, 64)
 _SHORT_PREFILL: Final = 128
+_STALE_SECONDS: Final = 600.0  # that nothing was written into a directory of a build before it may be removed
 LAYERS: Final = "layers.json"
 TARGETS: Final = (((11, 0), "trt11"), ((10, 16), "trt10.16"), ((10, 3), "trt10.3"))  # the first TensorRT of each
 RANGES: Final[Mapping[str, tuple[int, int, int]]] = {  # of symbols in other graphs than the decoder
@@ -91,22 +95,22 @@ def build(
         EngineError: TensorRT is missing or fails, the bundle holds no graphs for it, there is no GPU although it needs
             one, or memory does not suffice.
     """
-    buckets = tuple(sorted({1, *buckets}))
-    if not 1 <= buckets[0] <= buckets[-1] <= MAX_ROWS:
+    if not all(1 <= rows <= MAX_ROWS for rows in buckets):
         raise RequestError(
             f"--buckets {','.join(map(str, buckets))} are out of range; give numbers from 1 to {MAX_ROWS}"
         )
+    buckets = tuple(sorted({1, *buckets}))
     if not buckets[-1] <= prefill <= STATIC_ROOM:
         raise RequestError(
             f"--prefill {prefill} is out of range; give {buckets[-1]} (the largest bucket) to {STATIC_ROOM}"
         )
     if workspace is not None and workspace < 1 << 20:
-        raise RequestError(f"--workspace is {workspace} bytes; give 1 MB or more")
+        raise RequestError(f"--workspace is {workspace / (1 << 20):g} MB; give 1 or more")
     for text in compute_capabilities:
         sm(text)
     flavour = load_flavour(backend)
     variant = choose_variant(bundle, flavour, dtype)
-    capabilities = tuple(dict.fromkeys(compute_capabilities))
+    capabilities = tuple(sorted(set(compute_capabilities), key=lambda text: tuple(map(int, text.split(".")))))
     if backend == "trt":
         capabilities = (_own_capability(capabilities),)
     settings = BuildSettings(
@@ -222,10 +226,12 @@ def _memory(bundle: Bundle, variant: str) -> tuple[int, int]:
     """Bytes of the host that building takes, and of the GPU that running takes, about."""
     profile, _, dtype = variant.rpartition("-")
     file, model = bundle.manifest.files.get(weights_path(profile, dtype)), bundle.manifest.model
-    weights = file.size if file else 0
+    weights, width = file.size if file else 0, 4 if dtype == "fp32" else 2
+    tables = sum(len(head.graphs) for head in bundle.manifest.heads if head.kind == "hydra")  # each has the embedding
+    tables *= model.vocab_size * model.hidden_size * width
     rows = 2 * model.num_layers * model.num_kv_heads * (bundle.manifest.capacity + STATIC_ROOM)
-    caches = rows * model.head_dim * (4 if dtype == "fp32" else 2)
-    return int(_HOST_FACTOR * weights + _HOST_BASE), int(_DEVICE_FACTOR * weights) + caches
+    caches = rows * model.head_dim * width
+    return int(_HOST_FACTOR * weights + _HOST_BASE), int(_DEVICE_FACTOR * (weights + tables)) + caches
 
 
 def _check_memory(host: int, device: int, cuda: Cuda | None) -> None:
@@ -252,7 +258,8 @@ def _staged(folder: Path) -> Iterator[Path]:
     """A hidden directory that takes the place of `folder` at the end, or vanishes."""
     try:
         folder.parent.mkdir(exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        _sweep(folder.parent)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", dir=folder.parent))
         try:
             yield stage
             stage.chmod(0o755)  # mkdtemp makes it private
@@ -261,9 +268,18 @@ def _staged(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        raise EngineError(
-            f"cannot write {folder}: {error.strerror}; free some space or copy the bundle elsewhere"
-        ) from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if is_full else "copy the bundle to where you may write"
+        raise EngineError(f"cannot write {folder}: {error.strerror}; {advice}") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what builds left behind that were killed outright."""
+    for stage in folder.glob(".*"):
+        pid = stage.name.split(".")[-2] if stage.name.count(".") > 2 else ""
+        is_old = time() - stage.stat().st_mtime > _STALE_SECONDS
+        if pid.isdigit() and is_old and not Path("/proc", pid).exists():
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _described(made: BuiltGraph, stage: Path, source: str) -> BuiltGraph:

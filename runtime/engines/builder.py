@@ -1,7 +1,9 @@
 """One graph to one TensorRT engine: parse, profiles, settings, attention taken apart only where it must be."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,12 +77,13 @@ class Builder:
                     ranges = ([_size(size, profile, i) for size in shapes[name]] for i in range(3))
                     made.set_shape(name, *ranges)
             config.add_optimization_profile(made)
-        with _without_stderr():
+        with _interruptible(api, config), _without_stderr():
             plan = builder.build_serialized_network(network, config)
         if plan is None:
             why = self.flavour.why()
             if decompose or _let_decompose(api, network) is None:
-                raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(why)}")
+                advice = "" if self.settings.workspace is None else "; try a larger --workspace, or none"
+                raise EngineError(f"{self.flavour.name} cannot build {graph.name}: {_line(why)}{advice}")
             return None, shapes, None
         self._keep_timings(config)
         self.layers[role] = [_layer(network.get_layer(i)) for i in range(network.num_layers)]
@@ -96,7 +99,8 @@ class Builder:
             for i, text in enumerate(self.settings.compute_capabilities):
                 kind = getattr(api.ComputeCapability, sm(text), None)
                 if kind is None or not config.set_compute_capability(kind, i):
-                    able = [name for name in api.ComputeCapability.__members__ if name.startswith("SM")]
+                    kinds = (name for name in api.ComputeCapability.__members__ if name.startswith("SM"))
+                    able = [f"{name[2:-1]}.{name[-1]}" for name in kinds]
                     raise EngineError(
                         f"--cc {text}: {self.flavour.name} builds for {', '.join(able)}; use --backend trt for others"
                     )
@@ -116,6 +120,45 @@ class Builder:
             write_whole(self.timing_cache, lambda new: new.write_bytes(data))
         except OSError:
             pass  # the next build times its kernels again
+
+
+@contextmanager
+def _interruptible(api: Any, config: Any) -> Iterator[None]:
+    """Ctrl-C ends a build: TensorRT would swallow the exception that Python raises in a function that it calls."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def note(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    if hasattr(api, "IProgressMonitor"):
+
+        class Monitor(api.IProgressMonitor):  # type: ignore[misc]
+            """Is asked at every step of a build whether to go on."""
+
+            def __init__(self) -> None:
+                api.IProgressMonitor.__init__(self)
+
+            def phase_start(self, *_: object) -> None:
+                pass
+
+            def phase_finish(self, *_: object) -> None:
+                pass
+
+            def step_complete(self, *_: object) -> bool:
+                return not pressed
+
+        config.progress_monitor = Monitor()
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager

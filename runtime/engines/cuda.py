@@ -15,7 +15,7 @@ from seqrt.runtime.engines import Array
 
 _ADVICE: Final = {
     "cudaErrorMemoryAllocation": "close other programs, use fewer --buckets, or export with a smaller --capacity",
-    "cudaErrorInsufficientDriver": "install an NVIDIA driver that is at least as new as cuda-bindings",
+    "cudaErrorInsufficientDriver": "install one that is at least as new as cuda-bindings",
     "cudaErrorNoDevice": "this machine shows no NVIDIA GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES",
 }
 _UNKNOWN: Final = "see the CUDA documentation for this code; `seqrt doctor` says what this machine has"
@@ -46,6 +46,8 @@ class Cuda:
             raise EngineError(f"{name} failed: {first_line(error)}; install an NVIDIA driver") from error
         if int(code):
             label = getattr(code, "name", str(code))
+            if label == "cudaErrorInsufficientDriver":
+                raise EngineError(f"there is no NVIDIA driver, or too old a one ({name}: {label}); {_ADVICE[label]}")
             raise EngineError(f"{name} failed with {label} ({int(code)}); {_ADVICE.get(label, _UNKNOWN)}")
         return values[0] if len(values) == 1 else tuple(values) or None
 

@@ -63,7 +63,7 @@ def load_flavour(backend: str, api: Any = None) -> Flavour:
             api = importlib.import_module(_MODULES[backend])
         except (ImportError, OSError) as error:
             raise EngineError(
-                f"--backend {backend} needs {_NAMES[backend]}, which cannot be loaded ({first_line(error)});"
+                f"{_NAMES[backend]}, which --backend {backend} needs, cannot be loaded ({first_line(error)});"
                 f" run: pip install 'seqrt[{_EXTRAS[backend]}]'"
             ) from error
     return Flavour(backend, api, _logger(api))

@@ -178,7 +178,7 @@ def check_provider(ort: Any) -> None:
         ort.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks; what fails shows later
     if PROVIDER not in ort.get_available_providers():
         raise EngineError(
-            f"--backend cuda: onnxruntime {ort.__version__} has no CUDA provider, only"
+            f"onnxruntime {ort.__version__} has no CUDA provider, only"
             f" {', '.join(ort.get_available_providers())}; run: pip uninstall onnxruntime, pip install 'seqrt[gpu]'"
         )
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from seqrt.errors import EngineError, SeqrtError
-from seqrt.runtime.bundle import Bundle, weights_path
+from seqrt.runtime.bundle import Bundle, sha256, weights_path
 from seqrt.runtime.records import read
 
 SCHEMA: Final = 1
 FOLDER: Final = "engines"
 FILE: Final = "engine.json"
 _MAX_BYTES: Final = 1 << 22
+_TYPES: Final = ("fp16", "bf16", "fp32")  # what is preferred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,17 +115,20 @@ def read_record(folder: Path) -> EngineRecord:
     file = folder / FILE
     try:
         record: EngineRecord = read(EngineRecord, file, SCHEMA, _MAX_BYTES)
-    except (OSError, ValueError, RecursionError) as error:
-        raise EngineError(
-            f"{folder} holds no engines: {' '.join(str(error).split())}; run seqrt build again"
-        ) from error
+    except OSError as error:
+        raise EngineError(f"{file} cannot be read: {error.strerror}; run seqrt build again") from error
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise EngineError(f"{'' if str(file) in why else f'{file}: '}{why}; run seqrt build again") from error
     return record
 
 
 def find_engines(
     bundle: Bundle, backend: str, version: str, compute_capability: str | None
 ) -> tuple[Path, EngineRecord]:
-    """The newest directory of engines that fit this bundle, TensorRT and GPU.
+    """The directory of engines that fit this bundle, TensorRT and GPU.
+
+    Of several, fp16 goes before other types, and what was built for some GPUs before what was built for any.
 
     Args:
         bundle: which holds them.
@@ -136,9 +140,8 @@ def find_engines(
         EngineError: there are none; it says what the nearest lacks.
     """
     again = f"run: seqrt build {bundle.path} --backend {backend}"
-    folders = sorted((bundle.path / FOLDER).glob("[!.]*/" + FILE), key=lambda file: file.stat().st_mtime, reverse=True)
-    reasons = []
-    for file in folders:
+    reasons, fitting = [], []
+    for file in sorted((bundle.path / FOLDER).glob("[!.]*/" + FILE)):
         folder = file.parent
         try:
             record = read_record(folder)
@@ -149,10 +152,31 @@ def find_engines(
             reasons.append(str(error))
             continue
         if reason is None:
-            return folder, record
-        reasons.append(f"{FOLDER}/{folder.name} {reason}")
+            fitting.append((folder, record))
+        else:
+            reasons.append(f"{FOLDER}/{folder.name} {reason}")
+    if fitting:
+        return min(fitting, key=lambda each: _preference(each[1]))
     why = f": {reasons[0]}" if reasons else ""
     raise EngineError(f"{bundle.path} has no engines for --backend {backend}{why}; {again}")
+
+
+def verify_engines(folder: Path) -> None:
+    """Checks the hash of every engine in a directory.
+
+    Raises:
+        EngineError: one is not what was built.
+    """
+    for graph in read_record(folder).graphs:
+        file = folder / graph.file
+        if not file.is_file() or sha256(file) != graph.sha256:
+            raise EngineError(f"{file} is not the engine that was built (SHA-256 differs); run seqrt build again")
+
+
+def _preference(record: EngineRecord) -> tuple[int, bool]:
+    """Least for what is to be taken first."""
+    dtype = record.settings.variant.rpartition("-")[2]
+    return _TYPES.index(dtype) if dtype in _TYPES else len(_TYPES), not record.settings.compute_capabilities
 
 
 def misfit(bundle: Bundle, folder: Path, record: EngineRecord, version: str, cc: str | None) -> str | None:

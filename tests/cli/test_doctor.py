@@ -70,7 +70,7 @@ def test_without_onnxruntime(seqrt: Seqrt, monkeypatch: pytest.MonkeyPatch) -> N
     assert result.code == 1
     assert "failed  onnxruntime: " in result.out
     assert "run: pip install 'seqrt[cpu]'" in result.out
-    assert "inference on the CPU does not work here" in result.error
+    assert "inference does not work here, neither on the CPU nor on a GPU" in result.error
 
 
 def test_a_missing_extra_is_no_failure(seqrt: Seqrt, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_driver(
         (Driven(), True, "ok", ["runtime 13.5, 1 GPU"]),
         (Driven(devices=2), True, "ok", ["runtime 13.5, 2 GPUs", "CUDA_VISIBLE_DEVICES"]),
         (Driven(driver=0), False, "absent", ["runtime 13.5, but no driver", "only needed for NVIDIA GPUs"]),
-        (Driven(devices=0), True, "absent", ["cudaErrorInsufficientDriver", "install an NVIDIA driver"]),
+        (Driven(devices=0), True, "absent", ["no NVIDIA driver, or too old a one", "cudaErrorInsufficientDriver"]),
         (Dlopen(), True, "absent", ["Failed to dlopen libcuda.so.1"]),
         (EngineError("cuda-bindings is missing; run: pip"), True, "absent", ["missing; only needed", "run: pip"]),
     ],
@@ -512,10 +512,11 @@ ENGINES, DECODER = "engines/rtx-stand-in", "engines/rtx-stand-in/decoder.engine"
 def test_engines_that_fit(own: Bundle) -> None:
     found = check(own, machine())
     assert {name: line.state for name, line in found.items()} == dict.fromkeys(
-        ("--backend cpu", "--backend rtx", "--backend cuda", ENGINES), "ok"
+        ("graphs", "--backend cpu", "--backend rtx", "--backend cuda", ENGINES), "ok"
     )
     assert found[ENGINES].detail == "fits this bundle, TensorRT-RTX 1.7.1.116 and this GPU"
     assert found["--backend rtx"].detail == "rtx-fp32 graphs"
+    assert found["graphs"].detail == "for ort-fp32, rtx-fp32, trt10.3-fp32"
     assert "--backend cpu" not in check(own, machine(), cpu_works=False)
 
 
@@ -588,7 +589,7 @@ def edit(bundle: Bundle, change: Callable[[Any], None]) -> None:
         (rebuild_of_another_graph, "was built from another decoder graph; run: seqrt build"),
         (of_a_graph_that_is_gone, "has no 'hydra.7' graph"),
         (of_a_variant_that_is_gone, "was built from rtx-bf16 graphs, which this bundle does not hold"),
-        (without_record, "holds no engines"),
+        (without_record, "engine.json cannot be read: No such file"),
     ],
 )
 @pytest.mark.parametrize("capability", ["8.6", None])
@@ -610,14 +611,14 @@ def test_several_directories_of_engines(own: Bundle) -> None:
     found = check(own, machine())
     assert (found[ENGINES].state, found["engines/another"].state) == ("absent", "ok")
     assert found["--backend rtx"].is_ok
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 def test_graphs_that_are_missing(bundle: Path) -> None:
     """It was exported for ONNX Runtime only."""
     kinds = {**machine().flavours, "trt": loader(trt="10.16.2")("trt")}
     found = check(open_bundle(bundle), machine(flavours=kinds, backends=("rtx", "trt", "cuda")))
-    assert {name for name, line in found.items() if line.is_ok} == {"--backend cpu", "--backend cuda"}
+    assert {name for name, line in found.items() if line.is_ok} == {"graphs", "--backend cpu", "--backend cuda"}
     assert found["--backend rtx"].advice == "export with --target rtx"
     assert found["--backend trt"].advice == "export with --target trt10.16"
 
@@ -625,7 +626,7 @@ def test_graphs_that_are_missing(bundle: Path) -> None:
 def test_graphs_for_tensorrt_only(source: Path, tmp_path: Path) -> None:
     export(source, tmp_path / "b", targets=("rtx",), dtypes=("fp32",), capacity=256, check=False)
     found = check(open_bundle(tmp_path / "b"), machine(None))
-    assert list(found) == ["--backend cpu"]
+    assert list(found) == ["graphs", "--backend cpu"]
     assert found["--backend cpu"].state == "absent"
     assert "export with --target ort" in str(found["--backend cpu"].advice)
 

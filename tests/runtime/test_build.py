@@ -1,9 +1,12 @@
 """From a bundle to engines, with the real TensorRT-RTX, which needs no GPU for it; and what happens when it fails."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +23,7 @@ from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.engines.builder import Builder
 from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.engines.flavour import Flavour, load_flavour, sm
-from seqrt.runtime.engines.record import BuildSettings, find_engines, read_record
+from seqrt.runtime.engines.record import BuildSettings, find_engines, read_record, verify_engines
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
 
@@ -95,6 +98,44 @@ def test_what_was_there_survives_a_build_that_ends_early(
     assert read_record(folder) == record
 
 
+def test_ctrl_c_ends_a_build(bundle: Bundle) -> None:
+    """TensorRT would swallow an exception that is raised in a function that it calls."""
+    code = "import sys; from seqrt.cli import main; sys.exit(main())"
+    line = [sys.executable, "-c", code, "build", str(bundle.path), "--backend", "rtx", "--prefill", "300"]
+    done = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    stages = bundle.path / "engines"
+    while done.poll() is None and not list(stages.glob(".*")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    done.send_signal(signal.SIGINT)
+    _, said = done.communicate()
+    assert (done.returncode, said) == (130, "seqrt: error: interrupted\n")
+    assert not list(stages.glob(".*"))
+
+
+def test_what_a_killed_build_left_is_swept_away(bundle: Bundle) -> None:
+    folder = bundle.path / "engines"
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, alive = (folder / f".rtx-1.7.1.116-any-fp32.{pid}.abc" for pid in (int(process.stdout), os.getpid()))
+    fresh = dead.with_suffix(".def")
+    for path in (dead, alive, fresh):
+        path.mkdir()
+    for path in (dead, alive):
+        os.utime(path, (0, 0))
+    build(bundle, "rtx", buckets=(1,), prefill=8)
+    assert sorted(folder.glob(".*")) == sorted([alive, fresh])
+
+
+def test_engines_are_verified(bundle: Bundle) -> None:
+    folder, _ = find_engines(bundle, "rtx", VERSION, None)
+    verify_engines(folder)
+    file = folder / "logits.engine"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(EngineError, match=r"logits.engine is not the engine that was built \(SHA-256 differs\)"):
+        verify_engines(folder)
+
+
 def test_memory_that_does_not_suffice_is_said_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HOST_FACTOR", 1e9)
     with pytest.raises(
@@ -106,13 +147,17 @@ def test_memory_that_does_not_suffice_is_said_before(bundle: Bundle, monkeypatch
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"buckets": (0, 4)}, RequestError, r"^--buckets 0,1,4 are out of range; give numbers from 1 to 127"),
-        ({"buckets": (128,)}, RequestError, r"^--buckets 1,128 are out of range"),
+        ({"buckets": (0, 4)}, RequestError, r"^--buckets 0,4 are out of range; give numbers from 1 to 127"),
+        ({"buckets": (128,)}, RequestError, r"^--buckets 128 are out of range"),
         ({"prefill": 513}, RequestError, r"^--prefill 513 is out of range; give 64 \(the largest bucket\) to 512"),
         ({"prefill": 63}, RequestError, r"^--prefill 63 is out of range"),
-        ({"workspace": 1}, RequestError, r"^--workspace is 1 bytes; give 1 MB or more"),
+        ({"workspace": 1 << 19}, RequestError, r"^--workspace is 0.5 MB; give 1 or more"),
         ({"compute_capabilities": ("8,6",)}, RequestError, r"^--cc '8,6' is no compute capability; give such as 8.6"),
-        ({"compute_capabilities": ("9.0",)}, EngineError, r"^--cc 9.0: TensorRT-RTX .* builds for SM75, SM80, SM86,"),
+        (
+            {"compute_capabilities": ("9.0",)},
+            EngineError,
+            r"^--cc 9.0: TensorRT-RTX .* builds for 7.5, 8.0, 8.6, .*; use",
+        ),
         ({"dtype": "bf16"}, RequestError, r"^--dtype bf16 is not in .* for TensorRT-RTX .*; use fp32"),
     ],
 )
@@ -127,7 +172,7 @@ def test_a_bundle_for_other_engines(llama_bundle: Path) -> None:
 
 
 def test_compute_capabilities_are_in_the_name(bundle: Bundle) -> None:
-    made = build(bundle, "rtx", buckets=(1,), prefill=8, compute_capabilities=("8.6", "12.0", "8.6"))
+    made = build(bundle, "rtx", buckets=(1,), prefill=8, compute_capabilities=("12.0", "8.6", "12.0"))
     assert made.folder.name == f"rtx-{VERSION}-sm86+sm120-fp32"
     assert made.record.settings.compute_capabilities == ("8.6", "12.0")
     assert find_engines(bundle, "rtx", VERSION, "12.0")[0] == made.folder, "the newest that fits"

@@ -100,9 +100,7 @@ def test_a_graph_that_cannot_be_recorded_runs_all_the_same(
 
 def test_a_build_without_cuda_says_what_to_install(gpu_bundle: Path) -> None:
     graph = gpu_bundle / "graphs/logits.onnx"
-    with pytest.raises(
-        EngineError, match=r"^--backend cuda: onnxruntime .* has no CUDA provider, only CPU.*'seqrt\[gpu\]'"
-    ):
+    with pytest.raises(EngineError, match=r"^onnxruntime .* has no CUDA provider, only CPU.*'seqrt\[gpu\]'"):
         OrtCudaEngine(graph, ort=StandInOrt(has_cuda=False))
 
 

@@ -29,7 +29,8 @@ def build(
     bundle: BundlePath,
     backend: Annotated[Flavour, typer.Option(help="TensorRT-RTX (rtx) or TensorRT (trt).", show_default=False)],
     dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Graphs to build, where the bundle holds several types.")
+        str | None,
+        typer.Option(metavar="TYPE", help="Graphs to build, if there are several types; else the first exported."),
     ] = None,
     cc: Annotated[
         str | None,
@@ -60,7 +61,7 @@ def build(
             opened,
             backend.value,
             dtype=dtype,
-            compute_capabilities=[part.strip() for part in cc.split(",")] if cc else (),
+            compute_capabilities=() if cc is None else [part.strip() for part in cc.split(",")],
             buckets=_numbers(buckets),
             prefill=prefill,
             workspace=None if workspace is None else workspace * _MB,

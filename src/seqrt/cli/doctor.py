@@ -32,7 +32,8 @@ def doctor(
 ) -> None:
     """Say what this machine can do, and what to install for the rest.
 
-    With BUNDLE, also whether its graphs and engines fit this machine. Exit code 0 when inference on the CPU works.
+    With BUNDLE, also whether its graphs and engines fit this machine. Exit code 0 when inference works, on the CPU or
+    on a GPU.
     """
     opened = None if bundle is None else open_bundle(bundle)
     conditions = [_python(), _package("numpy"), _package("tokenizers"), _onnxruntime(), _opset(), _export()]
@@ -42,11 +43,12 @@ def doctor(
     if opened is not None:
         conditions += doctor_bundle.conditions(opened, machine, cpu_works=works)
     if as_json:
-        emit({"cpu_inference": works, "conditions": [asdict(condition) for condition in conditions]})
+        document = {"cpu_inference": works, "gpu_backends": list(machine.backends)}
+        emit(document | {"conditions": [asdict(condition) for condition in conditions]})
     else:
         print("\n".join(condition.line() for condition in conditions))
-    if not works:
-        fail("inference on the CPU does not work here; mend what is marked failed")
+    if not works and not machine.backends:
+        fail("inference does not work here, neither on the CPU nor on a GPU; mend what is marked failed")
         raise typer.Exit(FAILURE)
 
 

@@ -31,7 +31,8 @@ def conditions(bundle: Bundle, machine: Machine, *, cpu_works: bool) -> list[Con
         if condition.is_ok:
             served.add(backend)
     backends = (*(("cpu",) if cpu_works else ()), *machine.backends)
-    return [*(graphs(bundle, backend, machine, backend in served) for backend in backends), *found]
+    held = Condition("graphs", "ok", f"for {', '.join(bundle.manifest.variants)}")
+    return [held, *(graphs(bundle, backend, machine, backend in served) for backend in backends), *found]
 
 
 def graphs(bundle: Bundle, backend: str, machine: Machine, has_engines: bool) -> Condition:

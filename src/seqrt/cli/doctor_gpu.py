@@ -166,7 +166,7 @@ def provider(ort: Any, probe: Path, has_gpu: bool) -> Condition:
         check_provider(ort)
     except EngineError as error:
         detail, advice = parts(error)
-        return Condition(name, "absent", detail.removeprefix("--backend cuda: "), f"{ONLY_GPU}; {advice}")
+        return Condition(name, "absent", detail, f"{ONLY_GPU}; {advice}")
     if not has_gpu:
         return Condition(name, "absent", f"onnxruntime {ort.__version__} has it, but there is no GPU")
     ort.set_default_logger_severity(_SILENT)  # it prints which library it lacks, and so does the error

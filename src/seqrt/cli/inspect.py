@@ -8,7 +8,8 @@ import typer
 from seqrt.cli.common import BundlePath, Json, command
 from seqrt.cli.console import emit
 from seqrt.runtime.bundle import Manifest, open_bundle
-from seqrt.runtime.engines.record import FOLDER
+from seqrt.runtime.engines.record import FILE as RECORD
+from seqrt.runtime.engines.record import FOLDER, read_record, verify_engines
 from seqrt.runtime.tuned import FILE
 
 
@@ -23,21 +24,30 @@ def inspect(
     With --verify, also check that every file is the one that was exported.
     """
     opened = open_bundle(bundle)
+    folders = [file.parent for file in sorted((bundle / FOLDER).glob(f"[!.]*/{RECORD}"))]
     if verify:
         opened.verify()
+        for folder in folders:
+            verify_engines(folder)
     manifest = opened.manifest
     num_bytes = sum(file.size for file in manifest.files.values())
     if as_json:
-        emit(dataclasses.asdict(manifest) | {"path": str(bundle), "bytes": num_bytes, "verified": verify})
+        engines = [dataclasses.asdict(read_record(folder).settings) | {"path": str(folder)} for folder in folders]
+        document = dataclasses.asdict(manifest) | {"path": str(bundle), "bytes": num_bytes, "verified": verify}
+        emit(document | {"engines": engines})
         return
     lines = _describe(manifest, num_bytes)
-    for folder in sorted((bundle / FOLDER).glob("[!.]*")):
+    for folder in folders:
         size = sum(file.stat().st_size for file in folder.glob("*.engine"))
-        lines.append(("engines", f"{folder.name}, {size / 1e6:.1f} MB; `seqrt doctor {bundle}` says whether they fit"))
+        buckets = ",".join(map(str, read_record(folder).settings.buckets))
+        lines.append(("engines", f"{folder.name}, {size / 1e6:.1f} MB, buckets {buckets}"))
+    if folders:
+        lines.append(("", f"`seqrt doctor {bundle}` says whether they fit this machine"))
     if (bundle / FILE).exists():
         lines.append(("tuned", f"{FILE}, used where it was made; `seqrt run` says when and why not"))
     if verify:
-        lines.append(("verified", f"all {len(manifest.files)} files are as exported"))
+        and_engines = ", all engines as built" if folders else ""
+        lines.append(("verified", f"all {len(manifest.files)} files are as exported{and_engines}"))
     width = max(len(name) for name, _ in lines) + 2
     for name, value in lines:
         print(f"{name:{width}}{value}")
