@@ -18,7 +18,6 @@ from seqrt.runtime.options import DYNAMIC, MAX_ROWS, Options
 from seqrt.runtime.records import read
 
 SCHEMA: Final = 1
-FILE: Final = "tune.json"
 _MAX_BYTES: Final = 1 << 22
 _MOST_ROWS: Final = 1 << 10
 
@@ -111,7 +110,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Contents of tune.json.
+    """Contents of tune.json, or of tune.BACKEND.json on a GPU.
 
     Attributes:
         rows, step_ms: cost of a step with so many rows.
@@ -153,17 +152,23 @@ class Tuning:
         return next((choice for choice in self.choices if choice.draft == draft), None)
 
     def save(self, bundle: Bundle) -> Path:
-        """Writes tune.json into the bundle, whole or not at all.
+        """Writes its file into the bundle, whole or not at all.
 
         Raises:
             BundleError: the file cannot be written.
         """
-        file, text = bundle.path / FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        file = bundle.path / tuning_file(self.machine.backend)
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         try:
             write_whole(file, lambda new: new.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise BundleError(f"cannot write {file}: {error.strerror}; copy the bundle elsewhere") from error
         return file
+
+
+def tuning_file(backend: str) -> str:
+    """Name of the file of a backend in a bundle: what pays on a CPU says nothing of a GPU."""
+    return "tune.json" if backend == "cpu" else f"tune.{backend}.json"
 
 
 def read_tuning(bundle: Bundle, here: Machine) -> tuple[Tuning | None, str | None]:
@@ -172,16 +177,16 @@ def read_tuning(bundle: Bundle, here: Machine) -> tuple[Tuning | None, str | Non
     Returns:
         The tuning, None if there is none or it was made elsewhere; and then a line that says why, if there is a file.
     """
-    file = bundle.path / FILE
+    file = bundle.path / tuning_file(here.backend)
     if not file.is_file():
         return None, None
-    again = f"run: seqrt tune {bundle.path}"
+    again = f"run: seqrt tune {bundle.path}" + ("" if here.backend == "cpu" else f" --backend {here.backend}")
     try:
         tuning: Tuning = read(Tuning, file, SCHEMA, _MAX_BYTES)
     except (OSError, ValueError, RecursionError) as error:
-        return None, f"{FILE} is ignored: {' '.join(str(error).split())}; {again}"
+        return None, f"{file.name} is ignored: {' '.join(str(error).split())}; {again}"
     made, own = dataclasses.asdict(tuning.machine), dataclasses.asdict(here)
     differs = [f"{name} {made[name]!r:.40}, here {own[name]!r:.40}" for name in made if made[name] != own[name]]
     if differs:
-        return None, f"{FILE} is ignored, it was made with {'; '.join(differs)}; {again}"
+        return None, f"{file.name} is ignored, it was made with {'; '.join(differs)}; {again}"
     return tuning, None

@@ -28,6 +28,7 @@ from seqrt.runtime.options import Options
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.tune import tune
+from seqrt.runtime.tuned import read_tuning
 
 NATIVE, PRIMITIVE = "rtx-fp32", "trt10.3-fp32"
 PROMPT = [5, 9, 33, 7] * 12 + [8]
@@ -197,6 +198,10 @@ def test_tuning_keeps_to_the_buckets(rig: Rig) -> None:
     assert max(found.rows) <= 8
     assert found.machine.engine.endswith(", buckets 1,4,8,32")
     assert found.machine.gpu == "stand-in"
+    assert found.save(model.bundle).name == "tune.rtx.json"
+    assert rig.open().tuning is None, "a model that is made by hand reads none"
+    assert read_tuning(model.bundle, found.machine) == (found, None)
+    assert not (rig.bundle / "tune.json").exists(), "what was found for a CPU stays"
 
 
 def test_a_damaged_directory_hides_no_good_one(rig: Rig) -> None:

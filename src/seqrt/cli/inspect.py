@@ -7,10 +7,11 @@ import typer
 
 from seqrt.cli.common import BundlePath, Json, command
 from seqrt.cli.console import emit
+from seqrt.runtime.backends import BACKENDS
 from seqrt.runtime.bundle import Manifest, open_bundle
 from seqrt.runtime.engines.record import FILE as RECORD
 from seqrt.runtime.engines.record import FOLDER, read_record, verify_engines
-from seqrt.runtime.tuned import FILE
+from seqrt.runtime.tuned import tuning_file
 
 
 @command("seqrt inspect smollm2 --verify")
@@ -43,8 +44,8 @@ def inspect(
         lines.append(("engines", f"{folder.name}, {size / 1e6:.1f} MB, buckets {buckets}"))
     if folders:
         lines.append(("", f"`seqrt doctor {bundle}` says whether they fit this machine"))
-    if (bundle / FILE).exists():
-        lines.append(("tuned", f"{FILE}, used where it was made; `seqrt run` says when and why not"))
+    for file in filter(lambda name: (bundle / name).exists(), map(tuning_file, BACKENDS)):
+        lines.append(("tuned", f"{file}, used where it was made; `seqrt run` says when and why not"))
     if verify:
         and_engines = ", all engines as built" if folders else ""
         lines.append(("verified", f"all {len(manifest.files)} files are as exported{and_engines}"))

@@ -68,7 +68,7 @@ def prompts_of(file: Path | None) -> list[Prompt]:
 
 def _remark(model: "Model", wanted: Sequence[Options]) -> None:
     """Says what the user may not expect of these options."""
-    from seqrt.runtime.tuned import is_chain
+    from seqrt.runtime.tuned import is_chain, tuning_file
 
     if any(options.accept == "typical" for options in wanted):
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
@@ -86,4 +86,4 @@ def _remark(model: "Model", wanted: Sequence[Options]) -> None:
             shown = "" if plan.tree is None else f", tree {plan.tree}"
             note(f"--draft {options.draft} as tuned: at most {plan.rows} rows a step{shown}")
     if any(options.draft != NO_DRAFT and options.adaptive for options in wanted):
-        note("the loop starts from the costs of steps in tune.json")
+        note(f"the loop starts from the costs of steps in {tuning_file(model.backend)}")

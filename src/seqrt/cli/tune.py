@@ -47,7 +47,7 @@ def tune(
     """
     from seqrt.runtime.drafters.build import for_draft
     from seqrt.runtime.tune import tune as find
-    from seqrt.runtime.tuned import FILE
+    from seqrt.runtime.tuned import tuning_file
 
     if not 0 < budget_seconds < float("inf"):
         raise RequestError(f"--budget-seconds is {budget_seconds}; give a number above 0")
@@ -55,7 +55,9 @@ def tune(
         raise RequestError(f"--tree is {options.tree!r:.60}; give dynamic, or leave it out: finding trees is the aim")
     _check_plot(plot)
     if not os.access(bundle, os.W_OK) and bundle.is_dir():
-        raise RequestError(f"{bundle} cannot be written, and {FILE} belongs there; copy the bundle elsewhere")
+        raise RequestError(
+            f"{bundle} cannot be written, and {tuning_file(backend)} belongs there; copy the bundle elsewhere"
+        )
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
     before = model.tuning
@@ -63,7 +65,7 @@ def tune(
     wanted = [one for one in drafted(model, draft, options) if one.draft != "none"]
     if not wanted:
         raise RequestError("--draft none leaves nothing to tune; name a drafter")
-    if model.bundle.manifest.is_exact:
+    if model.branches:
         wanted = [for_draft(dataclasses.replace(one, tree=DYNAMIC), one.draft) for one in wanted]
     with status() as show:
         tuning = find(model, asked, wanted, threads, budget_seconds, show)
