@@ -35,7 +35,7 @@ def test_a_synthetic_bundle_is_of_half_precision_for_both_engines(bundle: Bundle
 
 def test_every_finding_is_in_the_file(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "gpu.json"
-    sizes = ["--repeats-count", "6", "--trees-count", "12", "--past-count", "20"]
+    sizes = ["--num-repeats", "6", "--num-trees", "12", "--num-past", "20"]
     assert main([str(bundle.path), "--stand-in", "--output", str(output), *sizes]) == 0
     document = json.loads(output.read_text())
     found = document["backends"]["rtx"]

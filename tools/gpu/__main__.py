@@ -9,10 +9,12 @@ is recorded in its own words. `python -m tools.gpu.synthetic` makes a bundle of 
 
 import argparse
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -114,18 +116,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--stand-in", action="store_true")
     for name, value in Sizes.__dataclass_fields__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}-count", type=int, default=value.default, help="how many")
+        parser.add_argument(f"--num-{name.replace('_', '-')}", type=int, default=value.default, metavar="N")
     chosen = parser.parse_args(arguments)
-    bundle = open_bundle(chosen.bundle)
-    sizes = Sizes(**{name: getattr(chosen, f"{name}_count") for name in Sizes.__dataclass_fields__})
-    prompts = read_prompts(chosen.prompts) if "tokenizer.json" in bundle.manifest.files else []
-    how: Any = open_stand_in if chosen.stand_in else open_here
-    backends = ["rtx"] if chosen.stand_in else chosen.backend or ["cuda", "rtx", "trt"]
+    sizes = Sizes(**{name: getattr(chosen, f"num_{name}") for name in Sizes.__dataclass_fields__})
 
     def keep(found: Document) -> None:
         chosen.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
-    found = examine(bundle, backends, prompts, sizes, lambda backend: how(bundle, backend), keep)
+    with TemporaryDirectory() as folder:
+        path = chosen.bundle
+        if chosen.stand_in:  # its engines must not be taken for real ones, nor real ones for its
+            path = shutil.copytree(path, Path(folder) / "bundle", ignore=shutil.ignore_patterns("engines"))
+        bundle = open_bundle(path)
+        prompts = read_prompts(chosen.prompts) if "tokenizer.json" in bundle.manifest.files else []
+        how: Any = open_stand_in if chosen.stand_in else open_here
+        backends = ["rtx"] if chosen.stand_in else chosen.backend or ["cuda", "rtx", "trt"]
+        found = examine(bundle, backends, prompts, sizes, lambda backend: how(bundle, backend), keep)
     print(json.dumps(found["backends"], indent=2))
     return int(all("error" in document for document in found["backends"].values()))
 

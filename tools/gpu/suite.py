@@ -24,7 +24,14 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything; small ones for tests."""
+    """How much of everything.
+
+    Attributes:
+        prompts, new_tokens: that texts are compared on.
+        repeats: of each timing.
+        trees: that rows are moved after.
+        past: rows in the cache while steps are timed.
+    """
 
     prompts: int = 50
     new_tokens: int = 64
