@@ -107,8 +107,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     )
 }
 
-# Operators that an engine imports since some version; None: never. Those of _ALWAYS came earlier than any target.
-_SINCE: Final[Mapping[str, Mapping[Engine, tuple[int, int] | None]]] = {
+# Operators that an engine imports since some version. Those of _ALWAYS came earlier than any target.
+_SINCE: Final[Mapping[str, Mapping[Engine, tuple[int, int]]]] = {
     "Attention": {"ort": (1, 25), "rtx": (1, 7), "trt": (10, 14)},
     "RMSNormalization": {"ort": (1, 25), "rtx": (1, 7), "trt": (10, 15)},
     "RotaryEmbedding": {"ort": (1, 25), "rtx": (1, 7), "trt": (10, 15)},
@@ -183,7 +183,7 @@ def variants(targets: tuple[str, ...], dtypes: tuple[str, ...]) -> list[Variant]
                 raise ExportError(f"{given} is unknown; choose from {', '.join(TORCH_DTYPES)}")
             if dtype not in target.dtypes:
                 raise ExportError(f"--dtype {dtype} is not for --target {name}; use {_listed(target.dtypes)}")
-            found.append(Variant(target, next(each for each in target.dtypes if each == dtype)))
+            found.append(Variant(target, dtype))
     return found
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Final
@@ -121,7 +121,7 @@ def build(
         prefill=prefill,
         workspace=workspace,
     )
-    infos = [graph for graph in bundle.manifest.graphs if f"{graph.profile}-{graph.dtype}" == variant]
+    infos = [graph for graph in bundle.manifest.graphs if graph.variant == variant]
     folder = bundle.path / FOLDER / folder_name(flavour, settings)
     host, device = _memory(bundle, variant)
     if (known := _up_to_date(bundle, folder, flavour, settings, infos)) is not None:
@@ -215,11 +215,8 @@ def _up_to_date(
         return None
     sources = {graph.role: graph.source for graph in record.graphs}
     wanted = {info.role: source_hash(bundle, info.role, settings.variant) for info in infos}
-    whole = all(
-        (folder / graph.file).is_file() and sha256(folder / graph.file) == graph.sha256 for graph in record.graphs
-    )
-    is_same = record.settings == settings and record.version == flavour.version and sources == wanted and whole
-    return record if is_same else None
+    is_same = record.settings == settings and record.version == flavour.version and sources == wanted
+    return record if is_same and all(graph.is_intact(folder) for graph in record.graphs) else None
 
 
 def _memory(bundle: Bundle, variant: str) -> tuple[int, int]:
@@ -283,14 +280,4 @@ def _sweep(folder: Path) -> None:
 
 
 def _described(made: BuiltGraph, stage: Path, source: str) -> BuiltGraph:
-    file = stage / made.file
-    return BuiltGraph(
-        role=made.role,
-        source=source,
-        size=file.stat().st_size,
-        sha256=sha256(file),
-        shapes=made.shapes,
-        profiles=made.profiles,
-        decomposed=made.decomposed,
-        seconds=made.seconds,
-    )
+    return replace(made, source=source, sha256=sha256(stage / made.file))

@@ -61,6 +61,11 @@ class GraphInfo:
     opset: int
     weight_bytes: int
 
+    @property
+    def variant(self) -> str:
+        """Profile and type, such as "rtx-fp16": one form of every graph of a bundle."""
+        return f"{self.profile}-{self.dtype}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadInfo:
@@ -125,7 +130,7 @@ class Manifest:
     @property
     def variants(self) -> tuple[str, ...]:
         """In which forms every graph is there: whose operators, and the type of the floats, such as "rtx-fp16"."""
-        return tuple(dict.fromkeys(f"{graph.profile}-{graph.dtype}" for graph in self.graphs))
+        return tuple(dict.fromkeys(graph.variant for graph in self.graphs))
 
     @property
     def is_exact(self) -> bool:
@@ -165,7 +170,7 @@ class Bundle:
             BundleError: the bundle has none.
         """
         for graph in self.manifest.graphs:
-            if graph.role == role and f"{graph.profile}-{graph.dtype}" == variant:
+            if graph.role == role and graph.variant == variant:
                 return graph
         held = ", ".join(dict.fromkeys(graph.role for graph in self.manifest.graphs))
         raise BundleError(
@@ -310,7 +315,7 @@ def _check_roles(manifest: Manifest, file: Path) -> None:
         raise BundleError(f"{file} has draft heads called {min(taken)}, a reserved name; export again")
     needed = [role for head in manifest.heads for role in (*head.graphs, head.prefix) if role is not None]
     for variant in manifest.variants or ("any engine",):
-        roles = [graph.role for graph in manifest.graphs if f"{graph.profile}-{graph.dtype}" == variant]
+        roles = [graph.role for graph in manifest.graphs if graph.variant == variant]
         for role in (*_ROLES, *needed):
             if roles.count(role) != 1:
                 raise BundleError(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-__all__ = ["Array", "Engine", "TensorInfo"]
+__all__ = ["Array", "Engine", "TensorInfo", "resized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,15 @@ class TensorInfo:
 
     dtype: np.dtype[np.generic]
     shape: tuple[int | str, ...]
+
+
+def resized(old: Array | None, shape: Sequence[int], dtype: np.dtype[np.generic]) -> Array:
+    """Zeros of `shape` with what of `old` fits into it: a cache that grows keeps its rows."""
+    made: Array = np.zeros(tuple(shape), dtype)
+    if old is not None:
+        both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
+        made[both] = old[both]
+    return made
 
 
 class Engine(Protocol):

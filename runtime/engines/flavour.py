@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from seqrt.errors import EngineError, RequestError, first_line
 
-_MODULES: Final = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
-_NAMES: Final = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
-_EXTRAS: Final = {"trt": "tensorrt", "rtx": "rtx"}
+MODULES: Final = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
+NAMES: Final = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
+EXTRAS: Final = {"trt": "tensorrt", "rtx": "rtx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Flavour:
     @property
     def name(self) -> str:
         """For messages, with its version."""
-        return f"{_NAMES[self.backend]} {self.version}"
+        return f"{NAMES[self.backend]} {self.version}"
 
     @property
     def version(self) -> str:
@@ -60,11 +60,11 @@ def load_flavour(backend: str, api: Any = None) -> Flavour:
     """
     if api is None:
         try:
-            api = importlib.import_module(_MODULES[backend])
+            api = importlib.import_module(MODULES[backend])
         except (ImportError, OSError) as error:
             raise EngineError(
-                f"{_NAMES[backend]}, which --backend {backend} needs, cannot be loaded ({first_line(error)});"
-                f" run: pip install 'seqrt[{_EXTRAS[backend]}]'"
+                f"{NAMES[backend]}, which --backend {backend} needs, cannot be loaded ({first_line(error)});"
+                f" run: pip install 'seqrt[{EXTRAS[backend]}]'"
             ) from error
     return Flavour(backend, api, _logger(api))
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.errors import EngineError, first_line
-from seqrt.runtime.engines import Array, Engine, TensorInfo
+from seqrt.runtime.engines import Array, Engine, TensorInfo, resized
 
 _DTYPES: Final = {
     "tensor(float)": np.float32,
@@ -77,11 +77,7 @@ class OrtEngine:
         old = self._views.get(past)
         if old is not None and old.shape == tuple(shape):
             return
-        view = np.zeros(tuple(shape), self.inputs[past].dtype)
-        if old is not None:
-            both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
-            view[both] = old[both]
-        self._bind_state(past, present, view)
+        self._bind_state(past, present, resized(old, shape, self.inputs[past].dtype))
 
     def share_state(self, owner: Engine) -> None:
         """Binds the caches of `owner`.

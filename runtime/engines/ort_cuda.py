@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.errors import EngineError, first_line
-from seqrt.runtime.engines import Array, Engine, TensorInfo
+from seqrt.runtime.engines import Array, Engine, TensorInfo, resized
 from seqrt.runtime.engines.ort import FATAL_ONLY, import_onnxruntime, tensor_infos
 
 PROVIDER: Final = "CUDAExecutionProvider"
@@ -70,10 +70,7 @@ class OrtCudaEngine:
         old = self._states.get((past, present))
         if old is not None and tuple(old.shape()) == tuple(shape):
             return
-        values = np.zeros(tuple(shape), self.inputs[past].dtype)
-        if old is not None:
-            both = tuple(slice(min(sizes)) for sizes in zip(old.shape(), shape, strict=True))
-            values[both] = old.numpy()[both]
+        values = resized(None if old is None else old.numpy(), shape, self.inputs[past].dtype)
         self._bind_state(past, present, self._on_device(values))
 
     def share_state(self, owner: Engine) -> None:

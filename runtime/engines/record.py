@@ -72,6 +72,11 @@ class BuiltGraph:
         """Name of the engine file."""
         return f"{self.role}.engine"
 
+    def is_intact(self, folder: Path) -> bool:
+        """Whether the file in `folder` is the engine that was built, by its hash."""
+        file = folder / self.file
+        return file.is_file() and sha256(file) == self.sha256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecord:
@@ -123,6 +128,11 @@ def read_record(folder: Path) -> EngineRecord:
     return record
 
 
+def engine_folders(bundle: Path) -> list[Path]:
+    """Directories of engines with a record, by name; hidden ones are being built."""
+    return [file.parent for file in sorted((bundle / FOLDER).glob(f"[!.]*/{FILE}"))]
+
+
 def find_engines(
     bundle: Bundle, backend: str, version: str, compute_capability: str | None
 ) -> tuple[Path, EngineRecord]:
@@ -141,8 +151,7 @@ def find_engines(
     """
     again = f"run: seqrt build {bundle.path} --backend {backend}"
     reasons, fitting = [], []
-    for file in sorted((bundle.path / FOLDER).glob("[!.]*/" + FILE)):
-        folder = file.parent
+    for folder in engine_folders(bundle.path):
         try:
             record = read_record(folder)
             if record.settings.backend != backend:
@@ -168,8 +177,8 @@ def verify_engines(folder: Path) -> None:
         EngineError: one is not what was built.
     """
     for graph in read_record(folder).graphs:
-        file = folder / graph.file
-        if not file.is_file() or sha256(file) != graph.sha256:
+        if not graph.is_intact(folder):
+            file = folder / graph.file
             raise EngineError(f"{file} is not the engine that was built (SHA-256 differs); run seqrt build again")
 
 

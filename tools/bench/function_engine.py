@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from seqrt.errors import EngineError
-from seqrt.runtime.engines import Array, Engine, TensorInfo
+from seqrt.runtime.engines import Array, Engine, TensorInfo, resized
 
 
 class FunctionEngine:
@@ -40,10 +40,7 @@ class FunctionEngine:
         """A buffer that keeps what fits into the new shape."""
         old = self._states.get(past)
         if old is None or old.shape != tuple(shape):
-            self._states[past] = np.zeros(tuple(shape), self.inputs[past].dtype)
-            if old is not None:
-                both = tuple(slice(min(sizes)) for sizes in zip(old.shape, shape, strict=True))
-                self._states[past][both] = old[both]
+            self._states[past] = resized(old, shape, self.inputs[past].dtype)
 
     def share_state(self, owner: Engine) -> None:
         """Uses the state of `owner`."""

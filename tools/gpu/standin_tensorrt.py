@@ -339,7 +339,7 @@ def write_engines(
     folder.mkdir(parents=True, exist_ok=True)
     graphs = []
     for info in bundle.manifest.graphs:
-        if f"{info.profile}-{info.dtype}" != variant:
+        if info.variant != variant:
             continue
         profiles = decoder_profiles(buckets, prefill) if info.role == "decoder" else [RANGES]
         file, onnx = folder / f"{info.role}.engine", str(bundle.path / info.path)

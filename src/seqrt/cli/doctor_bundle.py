@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Final
 
 from seqrt.cli.condition import Condition, absent
-from seqrt.cli.doctor_gpu import NAMES, Machine
+from seqrt.cli.doctor_gpu import Machine
 from seqrt.errors import SeqrtError
 from seqrt.runtime.backends import open_engines
 from seqrt.runtime.build import choose_variant
 from seqrt.runtime.bundle import Bundle
-from seqrt.runtime.engines.flavour import Flavour
+from seqrt.runtime.engines.flavour import NAMES, Flavour
 from seqrt.runtime.engines.record import FOLDER, EngineRecord, misfit, read_record
 from seqrt.runtime.engines.tensorrt import validity
 

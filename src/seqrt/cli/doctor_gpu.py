@@ -11,13 +11,10 @@ from seqrt.cli.condition import ONLY_GPU, Condition, absent, parts
 from seqrt.errors import EngineError, first_line
 from seqrt.runtime.build import TARGETS, target_for
 from seqrt.runtime.engines.cuda import Cuda
-from seqrt.runtime.engines.flavour import Flavour, load_flavour, sm
+from seqrt.runtime.engines.flavour import EXTRAS, MODULES, NAMES, Flavour, load_flavour, sm
 from seqrt.runtime.engines.ort_cuda import OrtCudaEngine, check_provider
 from seqrt.runtime.machine import version
 
-NAMES: Final[Mapping[str, str]] = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
-_MODULES: Final = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
-_EXTRAS: Final = {"trt": "tensorrt", "rtx": "rtx"}
 _RTX_RUNS_ON: Final = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # 1.7; what is installed is asked itself
 _OLDEST: Final = (7, 5)  # compute capability that TensorRT takes
 _OLDEST_RTX: Final = (1, 7)  # the first TensorRT-RTX with the operators of bundles
@@ -98,8 +95,8 @@ def cuda_runtime(cuda: Cuda | EngineError, has_driver: bool) -> Condition:
         return Condition("CUDA", "absent", f"{versions}, but no driver", ONLY_GPU)
     try:
         count = int(cuda.call("cudaGetDeviceCount"))
-    except (EngineError, RuntimeError) as error:
-        detail, advice = parts(EngineError(str(error)))
+    except EngineError as error:
+        detail, advice = parts(error)
         return Condition("CUDA", "absent", f"{versions}, but {detail}", advice)
     if not count:
         return Condition("CUDA", "absent", f"{versions}, but no GPU", "check CUDA_VISIBLE_DEVICES and nvidia-smi")
@@ -138,12 +135,12 @@ def tensorrt(backend: str, load: Loader, *, is_jetson: bool = False) -> tuple[Co
         release, full = flavour.release, flavour.version
     except Exception as error:  # a library that is broken may raise anything
         reason = error.__cause__ or error
-        if isinstance(reason, ModuleNotFoundError) and reason.name == _MODULES[backend]:
-            advice = f"only needed for --backend {backend} on NVIDIA GPUs: pip install 'seqrt[{_EXTRAS[backend]}]'"
+        if isinstance(reason, ModuleNotFoundError) and reason.name == MODULES[backend]:
+            advice = f"only needed for --backend {backend} on NVIDIA GPUs: pip install 'seqrt[{EXTRAS[backend]}]'"
             if from_jetpack:
                 advice = "JetPack has it for its own Python: make the environment with --system-site-packages"
             return Condition(name, "absent", "not installed", advice), None
-        advice = f"install it again: pip install --force-reinstall 'seqrt[{_EXTRAS[backend]}]'"
+        advice = f"install it again: pip install --force-reinstall 'seqrt[{EXTRAS[backend]}]'"
         if from_jetpack:
             advice = "install it again: sudo apt install --reinstall python3-libnvinfer"
         return Condition(name, "absent", f"installed, but cannot be loaded: {first_line(reason)}", advice), None
@@ -187,10 +184,10 @@ def _cuda(api: Any) -> Cuda | EngineError:
 
 
 def _number(cuda: Cuda, call: str) -> int:
-    """What a call answers, 0 where it cannot; without libcuda, older cuda-bindings raise their own error."""
+    """What a call answers, 0 where it cannot."""
     try:
         return int(cuda.call(call))
-    except (EngineError, RuntimeError):
+    except EngineError:
         return 0
 
 

@@ -9,8 +9,7 @@ from seqrt.cli.common import BundlePath, Json, command
 from seqrt.cli.console import emit
 from seqrt.runtime.backends import BACKENDS
 from seqrt.runtime.bundle import Manifest, open_bundle
-from seqrt.runtime.engines.record import FILE as RECORD
-from seqrt.runtime.engines.record import FOLDER, read_record, verify_engines
+from seqrt.runtime.engines.record import engine_folders, read_record, verify_engines
 from seqrt.runtime.tuned import tuning_file
 
 
@@ -25,7 +24,7 @@ def inspect(
     With --verify, also check that every file is the one that was exported.
     """
     opened = open_bundle(bundle)
-    folders = [file.parent for file in sorted((bundle / FOLDER).glob(f"[!.]*/{RECORD}"))]
+    folders = engine_folders(bundle)
     if verify:
         opened.verify()
         for folder in folders:
