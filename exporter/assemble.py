@@ -15,6 +15,7 @@ from seqrt.exporter.blocks import rewrite
 from seqrt.exporter.check import check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import QuantBlocks
 from seqrt.exporter.heads import EMBEDDING, HeadGraph, Heads
+from seqrt.exporter.origins import name_nodes
 from seqrt.exporter.passes import fix_dimension, turn_weights
 from seqrt.exporter.quantize import BLOCK, Method, as_computed, quantized, round_int8
 from seqrt.exporter.stitch import compaction_graph, decoder_graph, logits_graph, model_of, parameters_of
@@ -135,6 +136,7 @@ class Assembly:
         else:
             self._fill_heads(graph, part, store, signed=signed)
         variant.lower(model_of(graph))
+        name_nodes(graph)
         ir.save(model_of(graph), folder / variant.file(role))
         return graph
 

@@ -73,19 +73,20 @@ class FoldRows(Lowering):
         """Reshapes query and mask before the node, and the result behind it."""
         query, key, value, mask = inputs
         heads, width = _heads_and_width(query)
+        shared = site.of(mask)
 
         def choice(folded: list[int], whole: list[int], name: str) -> ir.Value:
             both = [site.constant(f"shape.{'.'.join(map(str, shape))}", shape) for shape in (folded, whole)]
-            return site.once(name, lambda: site.add("Where", [few, *both], name))
+            return site.once(name, lambda: shared.add("Where", [few, *both], name))
 
         def few_rows() -> ir.Value:
-            rows = site.add("Shape", [mask], f"{mask.name}.rows", start=2, end=3)
-            return site.add("Less", [rows, site.constant("chunk", [CHUNK])], f"{mask.name}.few")
+            rows = shared.add("Shape", [mask], f"{mask.name}.rows", start=2, end=3)
+            return shared.add("Less", [rows, site.constant("chunk", [CHUNK])], f"{mask.name}.few")
 
         def row_for_each_head() -> ir.Value:
             repeats = choice([1, heads, 1, 1], [1, 1, 1, 1], f"{mask.name}.repeats.{heads}")
-            each = site.add("Expand", [mask, repeats], f"{mask.name}.each.{heads}")
-            return site.add("Reshape", [each, choice([1, -1, 1, 0], [1, 1, -1, 0], f"{mask.name}.shape")], folded)
+            each = shared.add("Expand", [mask, repeats], f"{mask.name}.each.{heads}")
+            return shared.add("Reshape", [each, choice([1, -1, 1, 0], [1, 1, -1, 0], f"{mask.name}.shape")], folded)
 
         few, folded = site.once(f"{mask.name}.few", few_rows), f"{mask.name}.folded.{heads}"
         shape = choice([1, -1, 1, width], [1, heads, -1, width], f"{mask.name}.query.{heads}.{width}")
@@ -140,11 +141,11 @@ class PrimitiveRotary(Lowering):
 
         def for_heads(table: ir.Value) -> ir.Value:
             name = f"{table.name}.heads"
-            return site.once(name, lambda: site.add("Unsqueeze", [table, axis], name))
+            return site.once(name, lambda: site.of(table).add("Unsqueeze", [table, axis], name))
 
         cos, sin = map(for_heads, tables)
         halves = ir.node("Split", [x], {"axis": -1, "num_outputs": 2}, num_outputs=2)
-        site.graph.insert_before(site.node, halves)
+        site.insert(halves)
         first, second = halves.outputs
         first.name, second.name = f"{x.name}.first", f"{x.name}.second"
 

@@ -1,21 +1,34 @@
 """What rewrites of a graph share: the place of a node that others are to stand in for."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from seqrt.exporter.origins import origin, set_origin
 
 _MADE = "seqrt.made"  # key of a graph's meta data: values that several rewrites share, by name
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A node of a graph that is being replaced."""
+    """A node of a graph that is being replaced.
+
+    Attributes:
+        graph: it is in.
+        node: the node.
+        owner: the node whose origin new ones have, if it is another.
+    """
 
     graph: ir.Graph
     node: ir.Node
+    owner: ir.Node | None = None
+
+    def of(self, value: ir.Value) -> "Site":
+        """The same place, for nodes that have their origin where `value` has it, if a node makes that."""
+        return replace(self, owner=value.producer())
 
     def add(
         self,
@@ -27,8 +40,13 @@ class Site:
         """The output, called `name`, of a new node of one output in front of this one."""
         made = ir.node(op, inputs, attributes)
         made.outputs[0].name = name
-        self.graph.insert_before(self.node, made)
+        self.insert(made)
         return made.outputs[0]
+
+    def insert(self, made: ir.Node) -> None:
+        """Puts a new node in front of this one."""
+        set_origin(made, origin(self.owner or self.node))
+        self.graph.insert_before(self.node, made)
 
     def constant(self, name: str, array: npt.ArrayLike, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
         """The initialiser `name`; made at the first call with that name."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from seqrt.exporter.origins import origin, set_origin
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.decoder import NUM_CANDIDATES, Compaction, Frame, Layer, Readout, Rows
@@ -24,14 +25,10 @@ _IR_TYPES: Final = {
 _T, _A, _C, _R = 8, 3, 32, 2  # example sizes; all different, so that no two symbols are taken for one
 
 
-class _LayerStep(nn.Module):
+class _LayerStep(Layer):
     """A layer whose `Rows` come as separate tensors."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.layer = Layer(config)
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         past_key: Tensor,
@@ -41,8 +38,7 @@ class _LayerStep(nn.Module):
         cos: Tensor | None = None,
         sin: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = self.layer(x, Rows(cos, sin, mask, write), past_key, past_value)
-        return result
+        return super().forward(x, Rows(cos, sin, mask, write), past_key, past_value)
 
 
 def decoder_graph(config: DecoderConfig, offsets: Collection[int] = (), dtype: torch.dtype = torch.float32) -> ir.Graph:
@@ -78,7 +74,7 @@ def decoder_graph(config: DecoderConfig, offsets: Collection[int] = (), dtype: t
         values = {"x": x, "write": inputs["past_len"]}
         values |= {name: shared[f"{name}_{kind}"] for name in ("mask", "cos", "sin") if f"{name}_{kind}" in shared}
         values |= {f"past_{part}": inputs[f"past_{part}.{i}"] for part in ("key", "value")}
-        made = _splice(graph, layer, f"layers.{i}.", values)
+        made = _splice(graph, layer, f"layers.{i}.", values, module=f"layers.{i}")
         x = made["y"]
         present += [_renamed(made[f"present_{part}"], f"present_{part}.{i}") for part in ("key", "value")]
     made = _splice(graph, readout, "", {"x": x, "logit_rows": inputs["logit_rows"]})
@@ -103,9 +99,7 @@ def decoder_graph(config: DecoderConfig, offsets: Collection[int] = (), dtype: t
 def logits_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> ir.Graph:
     """Hidden `[R, H]` -> logits `[R, V]`, for what the top K do not answer; both float32."""
     example = {"hidden": torch.zeros(2, config.hidden_size)}
-    graph = trace(Logits(config).to(dtype), example, ["logits"], {"hidden": {0: "R"}})
-    graph.name = "logits"
-    return graph
+    return trace("logits", Logits(config).to(dtype), example, ["logits"], {"hidden": {0: "R"}})
 
 
 class Logits(nn.Module):
@@ -123,6 +117,7 @@ class Logits(nn.Module):
 def compaction_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> ir.Graph:
     """The graph of docs/architecture.md, section "Compaction graph"; it has no weights."""
     part = trace(
+        "compaction",
         Compaction(),
         {
             "past": torch.zeros(1, config.num_kv_heads, _C, config.head_dim, dtype=dtype),
@@ -132,7 +127,6 @@ def compaction_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) 
         ["present"],
         {"past": {2: "C"}, "keep": {0: "A"}},
     )
-    part.name = "compaction"
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="compaction")
     keep, write = _input("keep", ir.DataType.INT64, ["A"]), _input("write", ir.DataType.INT64, [1])
     graph.inputs.extend([keep, write])
@@ -179,19 +173,25 @@ def _as_float(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
         return _renamed(value, name)
     node = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    if (maker := value.producer()) is not None:
+        set_origin(node, origin(maker))
     graph.append(node)
     return _renamed(node.outputs[0], name)
 
 
-def _splice(graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+def _splice(
+    graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value], module: str | None = None
+) -> dict[str, ir.Value]:
     """Appends a copy of `part`, its inputs replaced by values of `graph`; returns its outputs by name.
 
     Parameters (their names contain a dot) become initialisers `prefix` + name; the tracer's constants are
-    shared between the copies of a part, under the part's name.
+    shared between the copies of a part, under the part's name. `module` is where nodes have their origin, if it is
+    not called as the part is.
     """
+    name_of_part = str(part.name)
     values: dict[ir.Value, ir.Value] = {value: inputs[str(value.name)] for value in part.inputs}
     for name, constant in part.initializers.items():
-        own = prefix + name.removeprefix("layer.") if "." in name else f"{part.name}.{name}"
+        own = prefix + name if "." in name else f"{part.name}.{name}"
         if own not in graph.initializers:
             value = ir.Value(name=own, type=constant.type, shape=constant.shape, const_value=constant.const_value)
             graph.register_initializer(value)
@@ -207,6 +207,7 @@ def _splice(graph: ir.Graph, part: ir.Graph, prefix: str, inputs: Mapping[str, i
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.name, new.type, new.shape = f"{prefix}{part.name}.{old.name}", old.type, old.shape
             values[old] = new
+        set_origin(copy, (module or name_of_part) + origin(node).removeprefix(name_of_part))
         graph.append(copy)
     return {str(value.name): values[value] for value in part.outputs}
 
@@ -229,9 +230,7 @@ def _trace_frame(config: DecoderConfig, dtype: torch.dtype) -> ir.Graph:
     outputs = ["x"]
     for kind in frame.kinds:
         outputs += [f"{name}_{kind}" for name in _shared_names(config)]
-    graph = trace(frame, arguments, outputs, symbols)
-    graph.name = "frame"
-    return graph
+    return trace("frame", frame, arguments, outputs, symbols)
 
 
 def _shared_names(config: DecoderConfig) -> tuple[str, ...]:
@@ -256,14 +255,11 @@ def _trace_layer(config: DecoderConfig, dtype: torch.dtype) -> ir.Graph:
     for name in ("cos", "sin") if config.ropes else ():
         arguments[name] = torch.zeros(1, _T, config.head_dim // 2, dtype=dtype)
         symbols[name] = {1: "T"}
-    graph = trace(_LayerStep(config).to(dtype), arguments, ["y", "present_key", "present_value"], symbols)
-    graph.name = "layer"
-    return graph
+    return trace("layer", _LayerStep(config).to(dtype), arguments, ["y", "present_key", "present_value"], symbols)
 
 
 def _trace_readout(config: DecoderConfig, dtype: torch.dtype) -> ir.Graph:
     arguments = {"x": torch.zeros(1, _T, config.hidden_size, dtype=dtype), "logit_rows": torch.arange(_R)}
     outputs = ["topk_ids", "topk_logits", "logsumexp", "hidden"]
-    graph = trace(Readout(config).to(dtype), arguments, outputs, {"x": {1: "T"}, "logit_rows": {0: "R"}})
-    graph.name = "readout"
-    return graph
+    symbols = {"x": {1: "T"}, "logit_rows": {0: "R"}}
+    return trace("readout", Readout(config).to(dtype), arguments, outputs, symbols)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seqrt.errors import ExportError, first_line
 from seqrt.exporter.lowering import TRANSLATIONS
+from seqrt.exporter.origins import read_origins
 
 OPSET = 24
 
@@ -18,6 +19,7 @@ _LARGEST = 1 << 20  # bound of every symbolic dimension; torch.export wants one
 
 
 def trace(
+    name: str,
     module: nn.Module,
     arguments: Mapping[str, Tensor],
     outputs: Sequence[str],
@@ -26,6 +28,7 @@ def trace(
     """Traces `module(*arguments)`.
 
     Args:
+        name: of the graph, and of the module in its nodes' origins.
         module: its parameters become initialisers under their names.
         arguments: example inputs by name, in the order of `forward`; symbolic dimensions at least 2.
         outputs: names for the outputs.
@@ -34,9 +37,9 @@ def trace(
     Raises:
         ExportError: torch could not express the module as standard operators.
     """
-    names = {name for axes in symbols.values() for name in axes.values()}
-    dims = {name: torch.export.Dim(name, min=0 if name == "A" else 1, max=_LARGEST) for name in names}
-    dynamic = tuple({axis: dims[name] for axis, name in symbols.get(key, {}).items()} for key in arguments)
+    used = {symbol for axes in symbols.values() for symbol in axes.values()}
+    dims = {symbol: torch.export.Dim(symbol, min=0 if symbol == "A" else 1, max=_LARGEST) for symbol in used}
+    dynamic = tuple({axis: dims[symbol] for axis, symbol in symbols.get(key, {}).items()} for key in arguments)
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -52,12 +55,15 @@ def trace(
                 optimize=False,
             )
             if program is not None:
-                _optimize(program, {name for name, _ in module.named_parameters()})
+                _optimize(program, {parameter for parameter, _ in module.named_parameters()})
         except Exception as error:
             raise ExportError(f"torch could not trace {type(module).__name__}: {first_line(error)}") from error
     if program is None:
         raise ExportError(f"torch returned no graph for {type(module).__name__}")
-    return program.model.graph
+    graph = program.model.graph
+    graph.name = name
+    read_origins(graph, dict(module.named_modules()))
+    return graph
 
 
 def _optimize(program: torch.onnx.ONNXProgram, parameters: set[str]) -> None:

@@ -9,7 +9,9 @@ from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.engines import Engine
 from seqrt.runtime.engines.ort import OrtEngine
+from seqrt.runtime.engines.probed import ProbedEngine
 from seqrt.runtime.machine import version
+from seqrt.runtime.probe import OFF, Probe
 
 if TYPE_CHECKING:
     from seqrt.runtime.engines.cuda import Cuda
@@ -28,6 +30,7 @@ class Engines(dict[str, Engine]):
         variant: whose graphs they run.
         description: engine and version.
         device: the GPU's name, None for a CPU.
+        probe: hears of their runs.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class Engines(dict[str, Engine]):
         super().__init__()
         self.backend, self.variant, self.description, self.device = backend, variant, description, device
         self._make, self._close = make, close
+        self.probe: Probe = OFF
 
     def __missing__(self, role: str) -> Engine:
-        engine = self[role] = self._make(role)
+        engine = self[role] = ProbedEngine(self._make(role), role, self)
         return engine
 
     def close(self) -> None:
@@ -56,13 +60,14 @@ class Engines(dict[str, Engine]):
             self.clear()
 
 
-def open_engines(bundle: Bundle, backend: str, threads: int) -> Engines:
+def open_engines(bundle: Bundle, backend: str, threads: int, *, operators: bool = False) -> Engines:
     """Engines for a bundle.
 
     Args:
         bundle: whose graphs they run.
         backend: of BACKENDS.
         threads: for one model call on a CPU; 0 takes one a core.
+        operators: keep the time of every operator, which makes runs slower.
 
     Raises:
         RequestError: unknown backend, or threads for a GPU.
@@ -75,27 +80,29 @@ def open_engines(bundle: Bundle, backend: str, threads: int) -> Engines:
         raise RequestError(f"--threads {threads} is of no use to --backend {backend}; leave it out")
     if backend == "cpu":
         variant = _held(bundle, backend, _CPU)
-        return Engines(backend, variant, _onnxruntime(), partial(_cpu_engine, bundle, variant, threads))
+        return Engines(backend, variant, _onnxruntime(), partial(_cpu_engine, bundle, variant, threads, operators))
     if backend == "cuda":
-        return cuda_engines(bundle)
+        return cuda_engines(bundle, operators=operators)
     from seqrt.runtime.engines.cuda import Cuda
     from seqrt.runtime.engines.flavour import load_flavour
 
-    return tensorrt_engines(bundle, load_flavour(backend), Cuda())
+    return tensorrt_engines(bundle, load_flavour(backend), Cuda(), operators=operators)
 
 
-def _cpu_engine(bundle: Bundle, variant: str, threads: int, role: str) -> Engine:
+def _cpu_engine(bundle: Bundle, variant: str, threads: int, operators: bool, role: str) -> Engine:
     # The decoder's threads spin between its steps; what runs between them must not bring more that do.
     own = threads if role in ("decoder", "logits") else 1
-    return OrtEngine(bundle.graph(role, variant), threads=own, spin=role == "decoder")
+    path = bundle.graph(role, variant)
+    return OrtEngine(path, threads=own, spin=role == "decoder", operators=operators)
 
 
-def cuda_engines(bundle: Bundle, ort: Any = None) -> Engines:
+def cuda_engines(bundle: Bundle, ort: Any = None, *, operators: bool = False) -> Engines:
     """Engines on ONNX Runtime's CUDA provider.
 
     Args:
         bundle: whose graphs they run.
         ort: what stands in for onnxruntime.
+        operators: keep the time of every operator.
 
     Raises:
         EngineError: the bundle has no graphs for it.
@@ -106,12 +113,13 @@ def cuda_engines(bundle: Bundle, ort: Any = None) -> Engines:
 
     def make(role: str) -> Engine:
         # What is recorded is run several times at once the first time, and moving rows twice is not moving them once.
-        return OrtCudaEngine(bundle.graph(role, variant), record=role != "compaction", ort=ort)
+        graph = bundle.graph(role, variant)
+        return OrtCudaEngine(graph, record=role != "compaction", operators=operators, ort=ort)
 
     return Engines("cuda", variant, _onnxruntime(), make, _gpu_name())
 
 
-def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda") -> Engines:
+def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda", *, operators: bool = False) -> Engines:
     """Engines that `seqrt build` made, on TensorRT and CUDA as given.
 
     Raises:
@@ -128,7 +136,7 @@ def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda") -> Engine
 
     def make(role: str) -> Engine:
         built = record.graph(role)
-        return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place)
+        return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place, operators=operators)
 
     buckets = ",".join(map(str, record.graph("decoder").buckets))
     description = f"{flavour.name}, buckets {buckets}"

@@ -101,6 +101,12 @@ class Decoder:
         self._chunk_masks: dict[int, npt.NDArray[np.bool_]] = {}
         self.past_len = 0
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of all caches, rows that are not in use included."""
+        infos = [self.engine.inputs[f"past_{name}"] for name in self._caches]
+        return sum(int(info.shape[1]) * self._rows * int(info.shape[3]) * info.dtype.itemsize for info in infos)
+
     def reset(self, length: int = 0) -> None:
         """Forgets all rows but the first `length` committed ones.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from time import perf_counter
 from typing import Final
 
@@ -12,11 +11,14 @@ from seqrt.runtime.decoder import Decoder, Floats, StepOutput
 from seqrt.runtime.drafters import Drafter, Proposal
 from seqrt.runtime.history import History
 from seqrt.runtime.pacing import Pacer
+from seqrt.runtime.probe import OFF, Probe
 from seqrt.runtime.rows import Rows
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.verification import Verifier
 
-STAGES: Final = ("draft", "verify", "accept", "commit")
+# Of a step, in this order; "accept" judges drafts and "sample" chooses a token where there are none.
+STEP_STAGES: Final = ("draft", "verify", "accept", "sample", "commit", "detokenise")
+STAGES: Final = ("tokenise", "prefill", *STEP_STAGES)
 
 FullLogits = Callable[[Floats], Floats]
 
@@ -29,7 +31,6 @@ class Trace:
         prefill_seconds: from the prompt to the first token.
         rows, emitted: of each step, nodes verified and tokens decided.
         accepted_depth: of each drafted step, depth of the tree and of the accepted path.
-        stage_seconds: of each step, the seconds of each of STAGES.
         arrival_seconds: of each token, when it was decided, counted from the start.
         margins: of each token, best logit less second best; only with log-probabilities.
     """
@@ -38,7 +39,6 @@ class Trace:
     rows: list[int] = field(default_factory=list)
     emitted: list[int] = field(default_factory=list)
     accepted_depth: list[tuple[int, int]] = field(default_factory=list)
-    stage_seconds: list[tuple[float, ...]] = field(default_factory=list)
     arrival_seconds: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
 
@@ -51,6 +51,7 @@ class Loop:
         decoder: holds the cache; `reused` of the prompt's tokens are in it already.
         full_logits: hidden rows `[R, H]` to logits `[R, V]`, for what the top candidates do not decide.
         log_probabilities: filled with that of each decided token, if given.
+        probe: is told of each stage.
     """
 
     decoder: Decoder
@@ -61,19 +62,23 @@ class Loop:
     pacer: Pacer
     trace: Trace = field(default_factory=Trace)
     log_probabilities: list[float] | None = None
+    probe: Probe = OFF
 
     def run(self, prompt: Sequence[int], reused: int = 0) -> Iterator[list[int]]:
         """Yields the tokens that each model call decides, without end; the caller stops when it has enough."""
-        start = perf_counter()
+        start, probe = perf_counter(), self.probe
+        probe.stage("prefill")
         self.pacer.begin()
         history = self.sampler.history(prompt)
         chunks = self.decoder.prefill(prompt[reused:])
         output = chunks[-1]
+        probe.stage("sample")
         rows = self._rows(output, last_row_only=True)
         root = self.sampler.choose(rows, 0, history)
         self._note(rows, [0], [root])
         history.append(root)
         if self.drafter is not None:
+            probe.stage("draft")
             self.drafter.begin(history.tokens, StepOutput.of_prompt(chunks))
         self.trace.prefill_seconds = perf_counter() - start
         self.trace.arrival_seconds.append(self.trace.prefill_seconds)
@@ -85,24 +90,29 @@ class Loop:
 
     def _step(self, history: History) -> list[int]:
         """Drafts a tree under the last token, verifies it in one call and keeps the accepted path."""
-        times = [perf_counter()]
+        begin, probe = perf_counter(), self.probe
+        probe.step("draft")
         proposal, drafted = self._draft(history.tokens[-1])
-        times.append(perf_counter())
-        tree = proposal.tree
+        probe.stage("verify")
+        tree, start = proposal.tree, perf_counter()
         output = self.decoder.step(tree.tokens, tree.ancestors, tree.depth, np.arange(tree.num_nodes))
-        times.append(perf_counter())
+        seconds = perf_counter() - start
+        probe.stage("accept" if tree.num_nodes > 1 else "sample")
         rows = self._rows(output)
         accepted = self.verifier.accept(tree, rows, history, proposal.drawn)
         tokens = [*tree.tokens[accepted.path[1:]].tolist(), accepted.next_token]
         self._note(rows, accepted.path, tokens)
         for token in tokens:
             history.append(token)
-        times.append(perf_counter())
+        probe.stage("commit")
         self.decoder.commit(accepted.path)
         if self.drafter is not None:
             self.drafter.observe(proposal, accepted.path, tokens, output)
-        times.append(perf_counter())
-        self._record(times, proposal, len(accepted.path) - 1, len(tokens), drafted)
+        self.pacer.record(tree.num_nodes, len(tokens), seconds, perf_counter() - begin, drafted=drafted)
+        self.trace.rows.append(tree.num_nodes)
+        self.trace.emitted.append(len(tokens))
+        if tree.num_nodes > 1:
+            self.trace.accepted_depth.append((int(tree.depth.max()), len(accepted.path) - 1))
         return tokens
 
     def _draft(self, root: int) -> tuple[Proposal, bool]:
@@ -133,14 +143,3 @@ class Loop:
             logit = rows.logits[node, place[0]] if len(place) else rows.full(node)[token]
             self.log_probabilities.append(float(logit - rows.logsumexp[node]))
             self.trace.margins.append(float(rows.logits[node, 0] - rows.logits[node, 1]))
-
-    def _record(self, times: list[float], proposal: Proposal, depth: int, emitted: int, drafted: bool) -> None:
-        stages = tuple(after - before for before, after in pairwise(times))
-        num_rows = proposal.tree.num_nodes
-        self.pacer.record(num_rows, emitted, stages[1], times[-1] - times[0], drafted=drafted)
-        trace = self.trace
-        trace.rows.append(num_rows)
-        trace.emitted.append(emitted)
-        trace.stage_seconds.append(stages)
-        if num_rows > 1:
-            trace.accepted_depth.append((int(proposal.tree.depth.max()), depth))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +18,7 @@ from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, re
 from seqrt.runtime.generate import Loop
 from seqrt.runtime.options import DYNAMIC, Options
 from seqrt.runtime.pacing import Pacer, StepCosts
+from seqrt.runtime.probe import OFF, Probe
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
@@ -33,13 +35,14 @@ _UNSETTLED: Final = 2  # steps in which an engine on a GPU sets itself up for a 
 Prompt = str | Sequence[int]
 
 
-def load(path: str | Path, *, backend: str = "cpu", threads: int = 0) -> "Model":
+def load(path: str | Path, *, backend: str = "cpu", threads: int = 0, operators: bool = False) -> "Model":
     """Loads a bundle.
 
     Args:
         path: the bundle's directory.
         backend: "cpu"; "cuda" for ONNX Runtime, "trt" or "rtx" for TensorRT on an NVIDIA GPU.
         threads: for one model call on a CPU; 0 takes one a core.
+        operators: keep the time of every operator for a profile, which makes runs slower.
 
     Raises:
         BundleError: it is not a bundle, or damaged.
@@ -50,7 +53,7 @@ def load(path: str | Path, *, backend: str = "cpu", threads: int = 0) -> "Model"
         raise RequestError(f"--threads is {threads}; give 0 (one a core) or more")
     start = perf_counter()
     bundle = open_bundle(Path(path))
-    engines = open_engines(bundle, backend, threads)
+    engines = open_engines(bundle, backend, threads, operators=operators)
     try:
         model = Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
     except BaseException:
@@ -108,6 +111,25 @@ class Model:
         return self.engines.backend
 
     @property
+    def probe(self) -> Probe:
+        """What hears of stages of requests and of runs of engines: `OFF`, or a `Recorder` while one is attached."""
+        return self.engines.probe
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the decoder's caches as they are now; each of its runs reads all of them."""
+        return self._decoder.cache_bytes
+
+    @contextmanager
+    def attached(self, probe: Probe) -> Iterator[None]:
+        """Lets `probe` hear of what this model does meanwhile."""
+        self.engines.probe = probe
+        try:
+            yield
+        finally:
+            self.engines.probe = OFF
+
+    @property
     def branches(self) -> bool:
         """Whether drafters' own trees may branch.
 
@@ -152,6 +174,7 @@ class Model:
         Raises:
             RequestError: the prompt or an option cannot be served.
         """
+        self.probe.stage("tokenise")
         wanted = dataclasses.replace(options or Options(), **changes)
         if isinstance(prompt, str) and self._template is not None and not wanted.raw:
             return self.stream_chat([{"role": "user", "content": prompt}], wanted)
@@ -172,6 +195,7 @@ class Model:
         Raises:
             RequestError: no chat template, or the conversation or an option cannot be served.
         """
+        self.probe.stage("tokenise")
         wanted = dataclasses.replace(options or Options(), **changes)
         if self._template is None:
             raise RequestError(f"{self.bundle.path} has no chat template; use --raw prompts")
@@ -266,6 +290,7 @@ class Model:
         )
         loop = Loop(self._decoder, self._full_logits, sampler, verifier, drafter, self._pacer(options))
         loop.log_probabilities = [] if options.log_probabilities else None
+        loop.probe = self.probe
         limit = min(options.max_new_tokens, self.bundle.manifest.capacity - len(prompt))
         return Stream(
             loop=loop,

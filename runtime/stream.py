@@ -87,6 +87,7 @@ class Stream:
             close = getattr(self.tokens, "close", None)
             if close is not None:
                 close()  # the model learns at once what is left in its cache
+            self.loop.probe.end()
 
     def _pieces(self) -> Iterator[str]:
         """Text of each token as it becomes certain, up to an end token, a stop text or the limit."""
@@ -110,6 +111,7 @@ class Stream:
     def _accepted(self) -> Iterator[int]:
         """Tokens one by one up to the limit; what a step decided beyond the end is not part of the answer."""
         for tokens in self.tokens:
+            self.loop.probe.stage("detokenise")
             for token in tokens:
                 self._token_ids.append(token)
                 yield token

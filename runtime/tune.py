@@ -28,7 +28,8 @@ from seqrt.runtime.drafters import Drafter, Proposal
 from seqrt.runtime.drafters.build import for_draft
 from seqrt.runtime.model import Model
 from seqrt.runtime.options import DYNAMIC, NO_DRAFT, Options
-from seqrt.runtime.profile import measure
+from seqrt.runtime.probe import Recorder, Timeline
+from seqrt.runtime.profiling.measure import measure
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.stream import Generation
 from seqrt.runtime.tree import Path, Template, Tree
@@ -92,10 +93,10 @@ class Recording:
     turns: int = 0
 
 
-class _Probe:
+class _Everyone:
     """Asks all drafters at every token, times a step of some other size, and drafts nothing itself."""
 
-    name = "probe"
+    name = "everyone"
     samples = False
 
     def __init__(self, drafters: Mapping[str, Drafter], decoder: Decoder, recording: Recording, most_rows: int) -> None:
@@ -142,25 +143,27 @@ def record(model: Model, prompts: Sequence[Prompt], wanted: Sequence[Options], d
     """
     drafters = {options.draft: drafter for options in wanted if (drafter := model.drafter(options)) is not None}
     found = Recording({name: [] for name in drafters}, draft={name: {} for name in drafters})
-    for prompt in prompts:
-        model.forget()
-        for stream in play(model, prompt, plain(wanted[0])):
-            decoder = stream.loop.decoder
-            probe = _Probe(drafters, decoder, found, min(wanted[0].max_rows or ROWS[-1], decoder.max_rows))
-            stream.loop.drafter = probe
-            _keep(found, probe, stream.finish())
-        found.prompts += 1
-        if perf_counter() > deadline:
-            break
+    recorder = Recorder()
+    with model.attached(recorder):
+        for prompt in prompts:
+            model.forget()
+            for stream in play(model, prompt, plain(wanted[0])):
+                decoder = stream.loop.decoder
+                most = min(wanted[0].max_rows or ROWS[-1], decoder.max_rows)
+                stream.loop.drafter = every = _Everyone(drafters, decoder, found, most)
+                _keep(found, every, stream.finish(), recorder.take())
+            found.prompts += 1
+            if perf_counter() > deadline:
+                break
     return found
 
 
-def _keep(found: Recording, probe: _Probe, answer: Generation) -> None:
+def _keep(found: Recording, every: _Everyone, answer: Generation, timeline: Timeline) -> None:
     tokens = answer.token_ids
-    for name, trees in probe.proposals.items():
+    for name, trees in every.proposals.items():
         places = [Place.of(tree, tokens[place + 1 :]) for place, tree in enumerate(trees[: len(tokens) - 1])]
         found.answers[name].append(places)
-    found.rest += [accept for _, _, accept, _ in answer.trace.stage_seconds]
+    found.rest += timeline.of_steps("sample").tolist()
 
 
 def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None]) -> Choice:
@@ -299,7 +302,7 @@ def _measured(
     pairs = zip(wanted, tuning.choices, strict=True)
     every = [plain(wanted[0]), *(chosen(options, choice) for options, choice in pairs if choice.rows > 1)]
     found = measure(model, prompts, every, enough=lambda: perf_counter() > deadline)
-    speeds = {one.draft: round(one.tokens_per_second, 3) for one in found}
+    speeds = {one.draft: round(one.tokens_per_second, 3) for one in found.rows}
     choices = [
         replace(choice, measured_tokens_per_second=speeds.get(choice.draft) or None) for choice in tuning.choices
     ]

@@ -47,9 +47,7 @@ class HeadGraph:
         """The ONNX graph; its initialisers are the module's parameters, its caches and what it computes are `dtype`."""
         module = self.module if dtype == torch.float32 else copy.deepcopy(self.module).to(dtype)
         inputs = {name: value.to(dtype) if name in _CACHES else value for name, value in self.inputs.items()}
-        graph = trace(module, inputs, self.outputs, self.symbols)
-        graph.name = self.role
-        return graph
+        return trace(self.role, module, inputs, self.outputs, self.symbols)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-__all__ = ["Array", "Engine", "TensorInfo", "resized"]
+__all__ = ["Array", "Engine", "Operator", "TensorInfo", "resized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,24 @@ class TensorInfo:
 
     dtype: np.dtype[np.generic]
     shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator, or layer, of one run of a graph.
+
+    Attributes:
+        run: of the engine, counted from 0.
+        name: of the node; it begins with the module that it was made from, up to a slash.
+        op_type: what it computes, as the engine calls it.
+        start, seconds: when it began after the run did, and how long it took.
+    """
+
+    run: int
+    name: str
+    op_type: str
+    start: float
+    seconds: float
 
 
 def resized(old: Array | None, shape: Sequence[int], dtype: np.dtype[np.generic]) -> Array:
@@ -62,6 +80,9 @@ class Engine(Protocol):
 
     def run(self) -> None:
         """Runs the graph once, and waits for its outputs."""
+
+    def operators(self) -> Sequence[Operator]:
+        """Of all runs, if it was made to keep them; asked once, after the last run."""
 
     def close(self) -> None:
         """Gives back what it holds; it cannot be used any more."""

@@ -1,13 +1,16 @@
 """ONNX Runtime on a CPU: IO binding over numpy buffers, caches updated in place."""
 
+import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 
 from seqrt.errors import EngineError, first_line
-from seqrt.runtime.engines import Array, Engine, TensorInfo, resized
+from seqrt.runtime.engines import Array, Engine, Operator, TensorInfo, resized
 
 _DTYPES: Final = {
     "tensor(float)": np.float32,
@@ -16,6 +19,7 @@ _DTYPES: Final = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
+_KERNEL: Final = "_kernel_time"
 FATAL_ONLY: Final = 4  # errors come as exceptions; ONNX Runtime would print them too
 
 
@@ -28,12 +32,15 @@ class OrtEngine:
         spin: keep idle threads awake for the next call. One engine of a process should: spinning threads of two would
             take the cores from each other.
         exact: multiply quantised weights in float32 instead of with int8 activations; for checks.
+        operators: keep the time of every operator, which makes runs slower.
 
     Raises:
         EngineError: onnxruntime is not installed, or refuses the graph.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0, spin: bool = True, exact: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 0, spin: bool = True, exact: bool = False, operators: bool = False
+    ) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -41,6 +48,7 @@ class OrtEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         # Level 4 multiplies in int8, as llama.cpp does too, several times faster; level 1 in float32.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
+        self._times = OperatorTimes(options) if operators else None
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -100,6 +108,10 @@ class OrtEngine:
                 f"ONNX Runtime failed: {first_line(error)}; close other programs if memory is short, else report it"
             ) from error
 
+    def operators(self) -> list[Operator]:
+        """Of all runs, if it was made to keep them."""
+        return [] if self._times is None else self._times.read(self._session)
+
     def close(self) -> None:
         """Lets go of the session and its buffers."""
         self._binding = self._session = None
@@ -122,6 +134,33 @@ class OrtEngine:
 
     def _bind(self, bind: Any, name: str, view: Array) -> None:
         bind(name, "cpu", 0, view.dtype, view.shape, view.__array_interface__["data"][0])
+
+
+class OperatorTimes:
+    """What ONNX Runtime's own profiler writes down of a session.
+
+    Args:
+        options: of the session that is to be made.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self._folder = TemporaryDirectory(prefix="seqrt-")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(self._folder.name, "ort"))
+
+    def read(self, session: Any) -> list[Operator]:
+        """All operators of all runs; the profiler ends with that."""
+        with self._folder:
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+        begins = sorted(event["ts"] for event in events if event.get("name") == "model_run")
+        found = []
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+                run = bisect_right(begins, event["ts"]) - 1
+                name, op_type = event["name"].removesuffix(_KERNEL), event["args"]["op_name"]
+                if run >= 0:  # earlier ones belong to the session's start: constants that it folds
+                    found.append(Operator(run, name, op_type, (event["ts"] - begins[run]) / 1e6, event["dur"] / 1e6))
+        return found
 
 
 def import_onnxruntime() -> Any:

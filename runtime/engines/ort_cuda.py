@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.errors import EngineError, first_line
-from seqrt.runtime.engines import Array, Engine, TensorInfo, resized
-from seqrt.runtime.engines.ort import FATAL_ONLY, import_onnxruntime, tensor_infos
+from seqrt.runtime.engines import Array, Engine, Operator, TensorInfo, resized
+from seqrt.runtime.engines.ort import FATAL_ONLY, OperatorTimes, import_onnxruntime, tensor_infos
 
 PROVIDER: Final = "CUDAExecutionProvider"
 _GRAPH_ID: Final = "gpu_graph_id"  # of the recording that a run makes or replays; -1 for neither
@@ -36,6 +36,7 @@ class OrtCudaEngine:
         path: ONNX file; its external data lies beside it.
         record: use CUDA graphs. ONNX Runtime runs what it records several times over, so the graph must do the same
             when it is run again on what it wrote; moving rows of a cache does not.
+        operators: keep the time of every operator; nothing is recorded then.
         ort: the onnxruntime module, or what stands in for it.
         device: where buffers lie.
 
@@ -43,10 +44,13 @@ class OrtCudaEngine:
         EngineError: onnxruntime has no CUDA provider, cannot load it, or refuses the graph.
     """
 
-    def __init__(self, path: Path, *, record: bool = True, ort: Any = None, device: str = "cuda") -> None:
+    def __init__(
+        self, path: Path, *, record: bool = True, operators: bool = False, ort: Any = None, device: str = "cuda"
+    ) -> None:
         self._ort, self._device, self._name = ort or import_onnxruntime(), device, path.name
         check_provider(self._ort)
-        self._session, self._records = self._open(path, record)
+        self._times: OperatorTimes | None = None
+        self._session, self._records = self._open(path, record and not operators, operators)
         self._binding = self._session.io_binding()
         self._tensors: dict[str, _Tensor] = {}  # bound now
         self._kept: dict[tuple[str, tuple[int, ...]], _Tensor] = {}  # of every shape: recordings hold their addresses
@@ -100,6 +104,10 @@ class OrtCudaEngine:
             tensor = self._tensors[name]
             tensor.host[...] = tensor.device.numpy()
 
+    def operators(self) -> list[Operator]:
+        """Of all runs, if it was made to keep them: on the host, which starts kernels and does not wait for them."""
+        return [] if self._times is None else self._times.read(self._session)
+
     def close(self) -> None:
         """Lets go of the session and of what it holds on the device."""
         self._tensors.clear()
@@ -107,10 +115,11 @@ class OrtCudaEngine:
         self._states.clear()
         self._binding = self._session = None
 
-    def _open(self, path: Path, record: bool) -> tuple[Any, bool]:
+    def _open(self, path: Path, record: bool, operators: bool) -> tuple[Any, bool]:
         """A session, and whether it records CUDA graphs: the provider refuses where nodes must run on the CPU."""
         options = self._ort.SessionOptions()
         options.log_severity_level = FATAL_ONLY
+        self._times = OperatorTimes(options) if operators else None
         why = ""
         for records in (True, False) if record else (False,):
             settings = {"device_id": "0", "enable_cuda_graph": str(int(records))}

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.errors import EngineError
-from seqrt.runtime.engines import Array, Engine, TensorInfo
+from seqrt.runtime.engines import Array, Engine, Operator, TensorInfo
 from seqrt.runtime.engines.cuda import Cuda, DeviceBuffer, Graph, HostBuffer, Stream
 from seqrt.runtime.engines.flavour import Flavour
 from seqrt.runtime.engines.kernels import Kernels
@@ -99,6 +99,7 @@ class TensorRTEngine:
         built: what is known of it.
         in_place: caches must be updated in place; else they may be copied back after each run (TensorRT below 10.15).
         record: launch recorded CUDA graphs.
+        operators: keep the time of every layer; nothing is recorded then.
 
     Attributes:
         buckets: of a decoder, the rows that it takes at once, and how many of them get logits; empty for others.
@@ -107,9 +108,19 @@ class TensorRTEngine:
         EngineError: TensorRT refuses the file, or does not update caches in place.
     """
 
-    def __init__(self, gpu: Gpu, file: Path, built: BuiltGraph, *, in_place: bool = True, record: bool = True) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        file: Path,
+        built: BuiltGraph,
+        *,
+        in_place: bool = True,
+        record: bool = True,
+        operators: bool = False,
+    ) -> None:
         self.gpu, self.built = gpu, built
-        self._name, self._record = file.name, record
+        self._name, self._record = file.name, record and not operators
+        self._layers = layer_times(gpu.flavour.api) if operators else None
         self._tensors: dict[str, _Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._plans: dict[tuple[object, ...], _Plan] = {}
@@ -180,6 +191,8 @@ class TensorRTEngine:
         """
         plan = self._plan or self._prepare()
         stream = self.gpu.stream
+        if self._layers is not None:
+            self._layers.run += 1
         if plan.graph is None and plan.is_warm and self._record:
             self._capture(plan)
         if plan.graph is not None:
@@ -188,6 +201,10 @@ class TensorRTEngine:
             self._enqueue(plan)
             plan.is_warm = True
         stream.wait()
+
+    def operators(self) -> list[Operator]:
+        """Layers of all runs, if it was made to keep them."""
+        return [] if self._layers is None else self._layers.found
 
     def close(self) -> None:
         """Gives back everything that it holds on the GPU, and keeps compiled kernels for the next time."""
@@ -360,6 +377,8 @@ class TensorRTEngine:
         context = self._engine.create_execution_context(how)
         if context is None:
             raise EngineError(f"{self._name} has no execution context: {self.gpu.flavour.why()}")
+        if self._layers is not None:
+            context.profiler = self._layers  # hears of a run's layers before execute_async_v3 returns
         assert self._scratch is not None
         context.set_device_memory(self._scratch.address, self._scratch.size)
         handle = self.gpu.stream.handle
@@ -402,6 +421,22 @@ class TensorRTEngine:
             plan.close()
         self._plans.clear()
         self._plan = None
+
+
+def layer_times(api: Any) -> Any:
+    """A profiler for execution contexts of `api`: counts `run`, and keeps what it is told in `found`."""
+
+    class LayerTimes(api.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.run, self.found = -1, list[Operator]()
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            last = self.found[-1] if self.found else None
+            start = last.start + last.seconds if last is not None and last.run == self.run else 0.0
+            self.found.append(Operator(self.run, layer_name, "layer", start, ms / 1e3))
+
+    return LayerTimes()
 
 
 def validity(flavour: Flavour, runtime: Any, data: bytes) -> str | None:

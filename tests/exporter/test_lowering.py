@@ -40,8 +40,7 @@ def session(num_q: int, num_kv: int, width: int) -> ort.InferenceSession:
         "mask": torch.zeros(1, 1, 6, 10),
     }
     symbols = {"query": {2: "T"}, "key": {2: "C"}, "value": {2: "C"}, "mask": {2: "T", 3: "C"}}
-    graph = trace(Module(), arguments, ["out"], symbols)
-    graph.name = "attention"
+    graph = trace("attention", Module(), arguments, ["out"], symbols)
     (variant,) = variants(("ort",), ("fp32",))
     variant.lower(model_of(graph))
     assert sum(node.op_type == "Reshape" for node in graph) == 3, "FoldRows: query, mask and result"

@@ -18,7 +18,7 @@ from seqrt.errors import RequestError
 from seqrt.runtime.backends import open_engines
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import Options
-from seqrt.runtime.profile import Measurement
+from seqrt.runtime.profiling.measure import Measurement
 
 Continuation = Callable[[Any, list[int], int], list[int]]
 Prophesied = Callable[[Model, list[int]], dict[str, Any]]

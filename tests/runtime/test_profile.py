@@ -3,9 +3,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from seqrt.runtime.profile import Measurement, percentiles, rows
 
 from seqrt.runtime.generate import Trace
-from seqrt.runtime.profile import Measurement, percentiles, rows
 
 
 def generation(new_tokens: int = 6) -> Any:

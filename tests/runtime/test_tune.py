@@ -17,7 +17,7 @@ from seqrt.runtime.options import DYNAMIC, Options
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Path as RankPath
 from seqrt.runtime.tree import Template, Tree
-from seqrt.runtime.tune import Place, Recording, _Probe, choose, chosen, record, replay, tune
+from seqrt.runtime.tune import Place, Recording, _Everyone, choose, chosen, record, replay, tune
 
 PROMPTS = [Prompt(turns=("the rest of the string",)), Prompt(turns=("in the tool", "on the list"))]
 TOKENS = 40
@@ -208,14 +208,14 @@ def test_recording_stops_at_its_deadline(model: Model) -> None:
 
 def test_recording_near_the_capacity_times_what_fits(mistral_bundle: Path) -> None:
     model = load(mistral_bundle, threads=1)
-    probed = Recording({"lookup": []}, draft={"lookup": {}})
+    recording = Recording({"lookup": []}, draft={"lookup": {}})
     lookup = model.drafter(options("lookup"))
     assert lookup is not None
     stream = model.stream([5, 6, 7] * 30, options("none"))
-    stream.loop.drafter = _Probe({"lookup": lookup}, stream.loop.decoder, probed, 64)
+    stream.loop.drafter = _Everyone({"lookup": lookup}, stream.loop.decoder, recording, 64)
     assert stream.finish().new_tokens == 128 - 90
-    assert not probed.step[64]
-    assert probed.step[2]
+    assert not recording.step[64]
+    assert recording.step[2]
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import pytest
 from tools.gpu import synthetic
 from tools.gpu.__main__ import examine, main, open_stand_in
 from tools.gpu.standin_cuda import StandInCuda
-from tools.gpu.suite import Sizes, copy_bandwidth
+from tools.gpu.suite import Sizes
 
 from seqrt.errors import EngineError
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.model import Model
+from seqrt.runtime.profiling.pulse import device_copy
 
 FEW = Sizes(prompts=2, new_tokens=8, repeats=6, trees=12, past=20)
 
@@ -78,5 +79,5 @@ def test_what_a_backend_refuses_is_recorded_in_its_words(bundle: Bundle) -> None
 
 def test_the_copy_that_bandwidth_is_measured_with_leaves_nothing() -> None:
     cuda = StandInCuda()
-    assert copy_bandwidth(Cuda(cuda), 1 << 12) > 0
+    assert device_copy(Cuda(cuda), 1 << 12) > 0
     assert cuda.leaks() == []

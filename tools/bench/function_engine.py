@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from seqrt.errors import EngineError
-from seqrt.runtime.engines import Array, Engine, TensorInfo, resized
+from seqrt.runtime.engines import Array, Engine, Operator, TensorInfo, resized
 
 
 class FunctionEngine:
@@ -52,6 +52,10 @@ class FunctionEngine:
     def buckets(self) -> Mapping[int, int]:
         """Any number of rows."""
         return {}
+
+    def operators(self) -> list[Operator]:
+        """None."""
+        return []
 
     def close(self) -> None:
         """Holds nothing that must be given back."""

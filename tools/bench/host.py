@@ -19,8 +19,9 @@ from seqrt.runtime.drafters.hydra import HydraDrafter
 from seqrt.runtime.drafters.medusa import MedusaDrafter
 from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Array, TensorInfo
-from seqrt.runtime.generate import STAGES, Loop
+from seqrt.runtime.generate import STEP_STAGES, Loop
 from seqrt.runtime.pacing import Pacer
+from seqrt.runtime.probe import Recorder
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.settings import Sampling
 from seqrt.runtime.tree import Template
@@ -85,7 +86,7 @@ def _drafters() -> dict[str, Drafter]:
 
 def main() -> None:
     """Prints the median of each stage in microseconds."""
-    print(f"{'':16}", *(f"{stage:>8}" for stage in (*STAGES, "all")), "us (medians)")
+    print(f"{'':16}", *(f"{stage:>8}" for stage in (*STEP_STAGES[:-1], "all")), "us (medians)")
     for name, drafter in _drafters().items():
         sampler = Sampler(Sampling(), VOCABULARY)
         loop = Loop(
@@ -96,9 +97,11 @@ def main() -> None:
             drafter=drafter,
             pacer=Pacer(64, adaptive=False),
         )
+        loop.probe = recorder = Recorder()
         for _ in itertools.islice(loop.run(range(32)), STEPS):
             pass
-        stages = np.median(np.array(loop.trace.stage_seconds), axis=0) * 1e6
+        timeline = recorder.take()
+        stages = np.array([np.median(timeline.of_steps(stage)) for stage in STEP_STAGES[:-1]]) * 1e6
         print(f"{name:16}", *(f"{value:8.0f}" for value in (*stages, stages.sum())), f"  {max(loop.trace.rows)} nodes")
 
 

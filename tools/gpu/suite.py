@@ -9,15 +9,15 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.runtime.decoder import Decoder
-from seqrt.runtime.engines.cuda import Cuda, DeviceBuffer, Stream
+from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.lossless import divergence
 from seqrt.runtime.model import Model
+from seqrt.runtime.profiling.pulse import device_copy
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Tree
 
 ROWS: Final = (1, 8, 16, 32, 64)
 _WARM_UP: Final = 5
-_COPIED: Final = 1 << 28  # bytes of the copy that a machine's bandwidth is measured with
 
 Document = dict[str, Any]
 
@@ -123,35 +123,17 @@ def step_times(model: Model, sizes: Sizes) -> Document:
 
 def bandwidth(model: Model, run_ms: float, cuda: Cuda | None) -> Document:
     """Bytes that a plain step reads, weights and whole caches, over its time, against what copies reach."""
-    info, manifest = model.bundle.info("decoder", model.engines.variant), model.bundle.manifest
-    decoder = _decoder(model)
-    cache = decoder.engine.inputs["past_key.0"]
-    shape = [size if isinstance(size, int) else decoder._rows for size in cache.shape]
-    read = info.weight_bytes + 2 * manifest.model.num_layers * int(np.prod(shape)) * cache.dtype.itemsize
+    info = model.bundle.info("decoder", model.engines.variant)
+    model.forget()
+    read = info.weight_bytes + model.cache_bytes
     reached = read / (run_ms / 1e3) / 1e9
-    peak = None if cuda is None else copy_bandwidth(cuda)
+    peak = None if cuda is None else device_copy(cuda)
     return {
         "bytes_per_step": read,
         "gb_per_second": reached,
         "copy_gb_per_second": peak,
         "share": None if peak is None else reached / peak,
     }
-
-
-def copy_bandwidth(cuda: Cuda, size: int = _COPIED) -> float:
-    """GB that a copy on the device reads and writes in a second."""
-    stream, buffers = Stream(cuda), [DeviceBuffer(cuda, size) for _ in range(2)]
-
-    def copy() -> None:
-        stream.copy(buffers[0], buffers[1])
-        stream.wait()
-
-    try:
-        return 2 * size / _median(copy, 10) / 1e9
-    finally:
-        stream.close()
-        for buffer in buffers:
-            buffer.close()
 
 
 def _decoder(model: Model) -> Decoder:

@@ -7,6 +7,7 @@ that of `Options`, its value is checked by `Options`. A command with a parameter
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -41,7 +42,9 @@ PromptFile = Annotated[
 ]
 Drafts = Annotated[
     list[str] | None,
-    typer.Option("--draft", metavar="NAME", help="Drafter; repeat for several. All of the bundle if none is given."),
+    typer.Option(
+        "--draft", metavar="NAME[,NAME]", help="Drafters, beside plain decoding. All of the bundle if none is given."
+    ),
 ]
 
 
@@ -169,6 +172,23 @@ def check_text(flag: str, text: str) -> None:
     except UnicodeEncodeError as error:
         shown = text.encode(errors="backslashreplace").decode()
         raise RequestError(f"{flag} is not valid UTF-8: {shown!r:.60}; give it in UTF-8") from error
+
+
+def check_output(flag: str, file: Path | None, endings: Sequence[str] = ()) -> None:
+    """Checks that a file can be written, before anything is computed; None is no file.
+
+    Raises:
+        RequestError: its name has none of `endings`, or its folder is missing or cannot be written.
+    """
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if endings and file.suffix not in endings:
+        raise RequestError(f"{flag} {file} is of no known format; give a name that ends in {', '.join(endings)}")
+    if not folder.is_dir():
+        raise RequestError(f"{flag} {file} is in no folder that exists; make {file.parent} first")
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise RequestError(f"{flag} {file} cannot be written; give a file in a folder that you may write to")
 
 
 def _bias(text: str) -> tuple[int, float]:

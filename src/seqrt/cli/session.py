@@ -48,7 +48,8 @@ def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> li
     from seqrt.runtime.drafters.build import check_used, for_draft
 
     ready = model.ready_drafts if options.corpus is None else model.drafts
-    chosen = list(dict.fromkeys(["none", *(names or ready)]))
+    named = [part.strip() for name in names or () for part in name.split(",")]
+    chosen = list(dict.fromkeys(["none", *(named or ready)]))
     every = [for_draft(options, name) for name in chosen]
     for one in every:
         model.drafter(one)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, command
+from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_output, command
 from seqrt.cli.console import emit, note, print_table, status
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError
@@ -93,10 +93,7 @@ def _check_plot(plot: Path | None) -> None:
         return
     import importlib.util
 
-    if plot.suffix not in _FORMATS:
-        raise RequestError(f"--plot {plot} is of no known format; give a name that ends in {', '.join(_FORMATS)}")
-    if not plot.absolute().parent.is_dir():
-        raise RequestError(f"--plot {plot} is in no folder that exists; make {plot.parent} first")
+    check_output("--plot", plot, _FORMATS)
     if importlib.util.find_spec("matplotlib") is None:
         raise RequestError("--plot needs matplotlib; run: pip install 'seqrt[plot]'")
 

@@ -1,0 +1,1 @@
+"""Latency profiling: what is measured, what is made of it, and how two profiles compare."""

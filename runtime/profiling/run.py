@@ -1,0 +1,104 @@
+"""A whole profile: answers in turn, llama-bench's two figures, the machine's pulse, and the document of all that."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqrt.errors import EngineError
+from seqrt.runtime.engines.cuda import Cuda
+from seqrt.runtime.machine import environment, peak_memory_mb
+from seqrt.runtime.model import Model
+from seqrt.runtime.options import Options
+from seqrt.runtime.profiling.measure import Measured, measure
+from seqrt.runtime.profiling.pulse import HostCopy, Pulse, device_copy
+from seqrt.runtime.profiling.report import SCHEMA, rows
+from seqrt.runtime.profiling.throughput import throughput
+from seqrt.runtime.prompts import Prompt
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How much is measured.
+
+    Attributes:
+        repeat: so often all prompts are played.
+        warm_up: so many prompts are played before, and not counted.
+        pp, tg: tokens of llama-bench's tests of these names; 0 for none.
+    """
+
+    repeat: int = 1
+    warm_up: int = 1
+    pp: int = 512
+    tg: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The document, and the answers that it was made of."""
+
+    document: Document
+    measured: Measured
+
+
+def profile(
+    model: Model,
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Options],
+    amount: Amount,
+    *,
+    threads: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Profile:
+    """Measures a model; an interrupt ends it early, with what there is by then.
+
+    Args:
+        model: what answers.
+        prompts: what it is asked.
+        wanted: options of plain decoding and of each drafter, in this order.
+        amount: how much is measured.
+        threads: the model's.
+        settings: what was asked for otherwise, for the document.
+        advance: called after each conversation that counts.
+
+    Raises:
+        KeyboardInterrupt: before anything was measured.
+    """
+    cuda = None if model.backend == "cpu" else _cuda()
+    pulse = Pulse(HostCopy(threads or os.cpu_count() or 1) if cuda is None else lambda: device_copy(cuda))
+    measured = measure(
+        model, prompts, wanted, repeat=amount.repeat, warm_up=amount.warm_up, before=pulse.beat, advance=advance
+    )
+    tests: list[Document] = []
+    if measured.is_complete:
+        try:
+            tests = throughput(model, amount.pp, amount.tg)
+        except KeyboardInterrupt:
+            measured.is_complete = False
+    free, total = (0, 0) if cuda is None else cuda.memory()
+    document = {
+        "schema": SCHEMA,
+        "task": model.bundle.manifest.task,
+        "complete": measured.is_complete,
+        "environment": environment(threads) | {"engine": model.engines.description, "gpu": model.engines.device},
+        "settings": dict(settings or {}),
+        "stability": pulse.report(),
+        "memory": {
+            "host_peak_mb": peak_memory_mb(),
+            "gpu_used_mb": round((total - free) / 1e6, 1) if total else None,
+        },
+        "tests": tests,
+        "rows": rows(model, measured.rows, [model.plan(one).tree for one in wanted], pulse.copy_gb_per_second),
+    }
+    return Profile(document, measured)
+
+
+def _cuda() -> Cuda | None:
+    """ONNX Runtime's CUDA provider does without cuda-bindings."""
+    try:
+        return Cuda()
+    except EngineError:
+        return None

@@ -1,0 +1,6 @@
+"""Not yet."""
+
+
+def page(document: object, found: object) -> str:
+    """Not yet."""
+    return str(document)
