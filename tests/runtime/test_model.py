@@ -18,7 +18,8 @@ from seqrt.errors import RequestError
 from seqrt.runtime.backends import open_engines
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import Options
-from seqrt.runtime.profiling.measure import Measurement
+from seqrt.runtime.probe import Timeline
+from seqrt.runtime.profiling.measure import Answer, Measurement
 
 Continuation = Callable[[Any, list[int], int], list[int]]
 Prophesied = Callable[[Model, list[int]], dict[str, Any]]
@@ -192,9 +193,8 @@ def test_tokens_per_step_are_those_that_steps_decided(
     made = model.generate(prompt, max_new_tokens=8, ignore_eos=True, **prophesied(model, answer))
     assert (made.new_tokens, made.steps, made.trace.emitted) == (8, 2, [6, 6])
     assert made.tokens_per_step == 6.0
-    measured = Measurement("lookup")
-    measured.add(made, setup_seconds=0.0)
-    assert measured.tokens_per_step == 6.0
+    empty = Timeline((), ())
+    assert Measurement("lookup", [Answer("1", 0, 0, made, empty, 0)]).tokens_per_step == 6.0
 
 
 def test_log_probabilities(

@@ -12,7 +12,11 @@ from seqrt.errors import EngineError
 from seqrt.runtime.backends import cuda_engines
 from seqrt.runtime.bundle import open_bundle
 from seqrt.runtime.engines.ort_cuda import OrtCudaEngine, check_provider
+from seqrt.runtime.engines.probed import ProbedEngine
 from seqrt.runtime.model import Model, load
+from seqrt.runtime.options import Options
+from seqrt.runtime.profiling.operators import trace_operators
+from seqrt.runtime.prompts import Prompt
 
 PROMPT = [5, 9, 33, 7] * 12 + [8]
 Open = Callable[..., Model]
@@ -52,8 +56,8 @@ def test_rows_are_not_moved_by_a_recording(on_gpu: Open) -> None:
     ort = StandInOrt()
     model = on_gpu(ort)
     model.generate(PROMPT, max_new_tokens=60, ignore_eos=True, draft="recycling", adaptive=False)
-    assert not model.engines["compaction"]._records  # type: ignore[attr-defined]
-    assert model.engines["decoder"]._records  # type: ignore[attr-defined]
+    assert not model.engines["compaction"].engine._records  # type: ignore[attr-defined]
+    assert model.engines["decoder"].engine._records  # type: ignore[attr-defined]
     assert None in ort.recordings
 
 
@@ -73,7 +77,9 @@ def test_each_set_of_shapes_and_buffers_has_a_recording(on_gpu: Open) -> None:
 
 def test_shapes_that_come_back_find_their_buffers(on_gpu: Open) -> None:
     """Or a recording would be replayed over memory that is no longer what it was."""
-    engine = on_gpu(StandInOrt()).engines["logits"]
+    probed = on_gpu(StandInOrt()).engines["logits"]
+    assert isinstance(probed, ProbedEngine)
+    engine = probed.engine
     assert isinstance(engine, OrtCudaEngine)
     seen: dict[int, list[int]] = {}
     width = int(engine.outputs["logits"].shape[1])
@@ -121,3 +127,13 @@ def test_here_there_is_no_such_provider() -> None:
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(EngineError, match="has no CUDA provider"):
         check_provider(onnxruntime)
+
+
+def test_times_of_operators(gpu_bundle: Path) -> None:
+    """Nothing is recorded then."""
+    ort = StandInOrt()
+    model = Model(open_bundle(gpu_bundle), cuda_engines(open_bundle(gpu_bundle), ort, operators=True))
+    traced = trace_operators(model, Prompt(turns=("the fox",)), [Options(max_new_tokens=3, ignore_eos=True)])
+    assert {one.module for one in traced[0].operations} >= {"layers.0.attention", "layers.1.mlp"}
+    assert set(ort.recordings) == {None}
+    model.close()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from seqrt.runtime.generate import Loop, Trace
 from seqrt.runtime.options import Options
+from seqrt.runtime.probe import OFF, Probe
 from seqrt.runtime.stream import Stream
 
 BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -35,6 +36,7 @@ class Played:
 
     log_probabilities: list[float] | None = None
     trace: Trace = field(default_factory=Trace)
+    probe: Probe = OFF
 
 
 def stream_of(

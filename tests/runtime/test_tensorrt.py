@@ -21,10 +21,12 @@ from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.decoder import Decoder
 from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.engines.flavour import Flavour, load_flavour
+from seqrt.runtime.engines.probed import ProbedEngine
 from seqrt.runtime.engines.record import find_engines
-from seqrt.runtime.engines.tensorrt import TensorRTEngine
+from seqrt.runtime.engines.tensorrt import TensorRTEngine, layer_times
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import Options
+from seqrt.runtime.profiling.operators import trace_operators
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.tune import tune
@@ -42,13 +44,20 @@ class Rig:
     cuda: StandInCuda = field(default_factory=StandInCuda)
     models: list[Model] = field(default_factory=list)
 
-    def open(self, variant: str = NATIVE, buckets: Sequence[int] = (1, 4, 8), prefill: int = 32, **how: Any) -> Model:
+    def open(
+        self,
+        variant: str = NATIVE,
+        buckets: Sequence[int] = (1, 4, 8),
+        prefill: int = 32,
+        operators: bool = False,
+        **how: Any,
+    ) -> Model:
         """A model on engines of its own, those of `variant`."""
         bundle, backend = open_bundle(self.bundle), "rtx" if variant.startswith("rtx") else "trt"
         write_engines(bundle, variant, buckets, prefill, backend)
         api = StandInTensorRT(self.cuda, aliases=variant == NATIVE, **how)
         flavour = load_flavour(backend, api)
-        engines = tensorrt_engines(bundle, flavour, Cuda(self.cuda))
+        engines = tensorrt_engines(bundle, flavour, Cuda(self.cuda), operators=operators)
         try:
             model = Model(bundle, engines)
         except EngineError:
@@ -76,9 +85,10 @@ def cpu(gpu_bundle: Path) -> Model:
 
 
 def engine_of(model: Model, role: str = "decoder") -> TensorRTEngine:
-    engine = model.engines[role]
-    assert isinstance(engine, TensorRTEngine)
-    return engine
+    probed = model.engines[role]
+    assert isinstance(probed, ProbedEngine)
+    assert isinstance(probed.engine, TensorRTEngine)
+    return probed.engine
 
 
 REQUESTS: list[dict[str, Any]] = [
@@ -415,3 +425,34 @@ def test_no_driver(rig: Rig) -> None:
     write_engines(bundle, NATIVE)
     with pytest.raises(EngineError, match=r"^there is no NVIDIA driver, or too old a one \(cudaDeviceGetAttribute: "):
         tensorrt_engines(bundle, flavour, Cuda(cuda))
+
+
+def test_times_of_layers(rig: Rig, cpu: Model) -> None:
+    """Nothing is recorded then, and texts are the same; layers lie one after the other in the run of their engine."""
+    model = rig.open(operators=True)
+    cpu.forget()
+    asked: dict[str, Any] = {"max_new_tokens": 4, "ignore_eos": True}
+    assert model.generate(PROMPT, **asked).token_ids == cpu.generate(PROMPT, **asked).token_ids
+    prompt, wanted = Prompt(turns=("the fox",)), [Options(max_new_tokens=3, ignore_eos=True)]
+    (traced,) = trace_operators(model, prompt, wanted)
+    decoder = [run for run in traced.timeline.runs if run.name == "decoder"]
+    assert [one.module for one in traced.operations] == ["layers.0", "layers.0"] * len(decoder)
+    pairs = zip(traced.operations[::2], traced.operations[1::2], strict=True)
+    for run, (first, second) in zip(decoder, pairs, strict=True):
+        assert first.span.start == run.start
+        assert second.span.start == first.span.end
+        assert (first.span.step, second.span.step) == (run.step, run.step)
+
+
+def test_the_real_profiler_interface_takes_ours() -> None:
+    layers = layer_times(pytest.importorskip("tensorrt_rtx"))
+    for run in range(2):
+        layers.run = run
+        for name in ("a", "b"):
+            layers.report_layer_time(name, 2.0)
+    assert [(one.run, one.name, one.start, one.seconds) for one in layers.found] == [
+        (0, "a", 0.0, 0.002),
+        (0, "b", 0.002, 0.002),
+        (1, "a", 0.0, 0.002),
+        (1, "b", 0.002, 0.002),
+    ]

@@ -21,13 +21,16 @@ from seqrt.errors import SeqrtError
 
 __all__ = ["main"]
 
-_EXIT_CODES: Final = "Exit codes: 0 success, 1 failure, 2 an unknown option or a value out of range, 130 interrupted."
+_EXIT_CODES: Final = (
+    "Exit codes: 0 success, 1 failure, 2 an unknown option or a value out of range, 3 slower (compare),"
+    " 130 interrupted."
+)
 _ADVICE: Final = {
     errno.ENOSPC: "free some space or choose another disk",
     errno.EACCES: "choose a path that you may use",
     errno.EMFILE: "close other programs",
 }
-_COMMANDS: Final = ("export", "build", "run", "chat", "profile", "tune", "verify", "inspect", "doctor")
+_COMMANDS: Final = ("export", "build", "run", "chat", "profile", "compare", "tune", "verify", "inspect", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Final, TextIO
 # Exit codes besides 0.
 FAILURE: Final = 1
 USAGE: Final = 2  # an unknown option, or a value out of range
+REGRESSION: Final = 3  # `seqrt compare` found one
 INTERRUPTED: Final = 130
 
 

@@ -11,6 +11,7 @@ import typer
 
 from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_output, command
 from seqrt.cli.console import emit, note, progress
+from seqrt.cli.doctor_jetson import power_mode
 from seqrt.cli.profile_tables import FORMATS, print_profile
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError
@@ -69,9 +70,10 @@ def profile(
         note(f"warm-up: {settings['warm_up']}")
     with progress("profiling", len(asked) * len(wanted) * repeat) as advance:
         made = run(model, asked, wanted, amount, threads=threads, settings=settings, advance=advance)
-    document, traced = made.document, []
-    if (trace or html) and document["complete"]:
-        traced = _operators(bundle, backend, threads, asked[0], wanted, document)
+    document = made.document
+    mode = power_mode(Path("/"))
+    document["environment"]["power_mode"] = None if mode is None else mode.detail
+    traced = _operators(bundle, backend, threads, asked[0], wanted, document) if trace or html else []
     if trace is not None:
         from seqrt.runtime.profiling.trace import chrome_trace
 
@@ -87,8 +89,8 @@ def profile(
     for warning in document["stability"]["warnings"]:
         note(f"warning: {warning}")
     if not document["complete"]:
-        played, whole = document["rows"][0]["prompts"], len(asked)
-        note(f"interrupted: this is of {played} of {whole} prompts, and says so (complete: false)")
+        played = len({(answer["prompt"], answer["repeat"]) for answer in document["rows"][0]["answers"]})
+        note(f"of {played} of {len(asked) * repeat} conversations, and marked so (complete: false)")
         raise KeyboardInterrupt
 
 
@@ -99,8 +101,14 @@ def _operators(
     from seqrt.runtime.model import load
     from seqrt.runtime.profiling.operators import by_module, trace_operators
 
-    with load(bundle, backend=backend, threads=threads, operators=True) as slow:
-        traced = trace_operators(slow, prompt, wanted)
+    if not document["complete"]:
+        return []
+    try:
+        with load(bundle, backend=backend, threads=threads, operators=True) as slow:
+            traced = trace_operators(slow, prompt, wanted)
+    except KeyboardInterrupt:  # what was measured is not lost
+        document["complete"] = False
+        return []
     document["operators"] = by_module(traced)
     return traced
 
