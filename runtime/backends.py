@@ -29,6 +29,7 @@ class Engines(dict[str, Engine]):
         backend: what --backend said.
         variant: whose graphs they run.
         description: engine and version.
+        cuda: what talks to the GPU; None on a CPU, and where ONNX Runtime does so by itself.
         device: the GPU's name, None for a CPU.
         probe: hears of their runs.
     """
@@ -39,11 +40,12 @@ class Engines(dict[str, Engine]):
         variant: str,
         description: str,
         make: Callable[[str], Engine],
-        device: str | None = None,
+        cuda: "Cuda | None" = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self.backend, self.variant, self.description, self.device = backend, variant, description, device
+        self.backend, self.variant, self.description, self.cuda = backend, variant, description, cuda
+        self.device = None if cuda is None else cuda.device_name()
         self._make, self._close = make, close
         self.probe: Probe = OFF
 
@@ -116,7 +118,7 @@ def cuda_engines(bundle: Bundle, ort: Any = None, *, operators: bool = False) ->
         graph = bundle.graph(role, variant)
         return OrtCudaEngine(graph, record=role != "compaction", operators=operators, ort=ort)
 
-    return Engines("cuda", variant, _onnxruntime(), make, _gpu_name())
+    return Engines("cuda", variant, _onnxruntime(), make, _cuda())
 
 
 def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda", *, operators: bool = False) -> Engines:
@@ -140,7 +142,7 @@ def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda", *, operat
 
     buckets = ",".join(map(str, record.graph("decoder").buckets))
     description = f"{flavour.name}, buckets {buckets}"
-    return Engines(flavour.backend, variant, description, make, cuda.device_name(), gpu.stream.close)
+    return Engines(flavour.backend, variant, description, make, cuda, gpu.stream.close)
 
 
 def _held(bundle: Bundle, backend: str, wanted: tuple[str, ...]) -> str:
@@ -154,14 +156,16 @@ def _held(bundle: Bundle, backend: str, wanted: tuple[str, ...]) -> str:
     )
 
 
-def _gpu_name() -> str | None:
-    """As CUDA says; None where cuda-bindings is not installed, which ONNX Runtime does without."""
+def _cuda() -> "Cuda | None":
+    """None where cuda-bindings is not installed or finds no GPU, which ONNX Runtime does without."""
     from seqrt.runtime.engines.cuda import Cuda
 
     try:
-        return Cuda().device_name()
+        cuda = Cuda()
+        cuda.device_name()
     except EngineError:
         return None
+    return cuda
 
 
 def _onnxruntime() -> str:

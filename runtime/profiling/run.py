@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqrt.errors import EngineError
-from seqrt.runtime.engines.cuda import Cuda
 from seqrt.runtime.machine import environment, peak_memory_mb
 from seqrt.runtime.model import Model
 from seqrt.runtime.options import Options
@@ -67,7 +65,7 @@ def profile(
     Raises:
         KeyboardInterrupt: before anything was measured.
     """
-    cuda = None if model.backend == "cpu" else _cuda()
+    cuda = model.engines.cuda
     pulse = Pulse(HostCopy(threads or os.cpu_count() or 1) if cuda is None else lambda: device_copy(cuda))
     measured = measure(
         model, prompts, wanted, repeat=amount.repeat, warm_up=amount.warm_up, before=pulse.beat, advance=advance
@@ -94,11 +92,3 @@ def profile(
         "rows": rows(model, measured.rows, [model.plan(one).tree for one in wanted], pulse.copy_gb_per_second),
     }
     return Profile(document, measured)
-
-
-def _cuda() -> Cuda | None:
-    """ONNX Runtime's CUDA provider does without cuda-bindings."""
-    try:
-        return Cuda()
-    except EngineError:
-        return None

@@ -22,7 +22,7 @@ from tools.gpu import suite
 from tools.gpu.suite import Document, Sizes
 
 import seqrt
-from seqrt.errors import EngineError, SeqrtError
+from seqrt.errors import SeqrtError
 from seqrt.runtime.backends import tensorrt_engines
 from seqrt.runtime.build import build
 from seqrt.runtime.bundle import Bundle, open_bundle
@@ -72,21 +72,10 @@ def _findings(model: Model, judge: Model, prompts: Sequence[Prompt], sizes: Size
     yield "load_seconds", model.load_seconds
     steps = suite.step_times(model, sizes)
     yield "steps", steps
-    yield "bandwidth", suite.bandwidth(model, steps["run_ms"]["1"], _cuda_of(model))
+    yield "bandwidth", suite.bandwidth(model, steps["run_ms"]["1"], engines.cuda)
     yield "compaction", suite.compaction(model, judge, sizes)
     if prompts:
         yield "agreement", suite.agreement(model, judge, prompts, sizes)
-
-
-def _cuda_of(model: Model) -> Cuda | None:
-    """The CUDA that a TensorRT engine uses; one of our own for ONNX Runtime, if cuda-bindings is installed."""
-    gpu = getattr(model.engines["decoder"], "gpu", None)
-    if gpu is not None:
-        return gpu.cuda  # type: ignore[no-any-return]
-    try:
-        return Cuda()
-    except EngineError:
-        return None
 
 
 def open_here(bundle: Bundle, backend: str) -> Model:
