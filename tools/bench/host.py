@@ -4,11 +4,14 @@
 
 Runs the real loop over engines that compute nothing, with the shapes of SmolLM2-135M and trees of 64 nodes, whole at
 every step, so that all that is measured is numpy and Python: filling the tree, handing over inputs, judging drafts,
-compaction bookkeeping and the drafter's learning.
+compaction bookkeeping and the drafter's learning. Then what listening costs: plain steps without a probe and with one,
+in turn.
 """
 
 import itertools
 from collections.abc import Mapping
+from statistics import median
+from time import perf_counter
 
 import numpy as np
 from tools.bench.function_engine import FunctionEngine
@@ -21,13 +24,14 @@ from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Array, TensorInfo
 from seqrt.runtime.generate import STEP_STAGES, Loop
 from seqrt.runtime.pacing import Pacer
-from seqrt.runtime.probe import Recorder
+from seqrt.runtime.probe import OFF, Probe, Recorder
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.settings import Sampling
 from seqrt.runtime.tree import Template
 from seqrt.runtime.verification import Verifier
 
 VOCABULARY, HIDDEN, CANDIDATES, HEADS, TOP, STEPS = 49152, 576, 256, 4, 10, 2000
+ROUNDS = 9
 INT, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
 
 
@@ -88,21 +92,42 @@ def main() -> None:
     """Prints the median of each stage in microseconds."""
     print(f"{'':16}", *(f"{stage:>8}" for stage in (*STEP_STAGES[:-1], "all")), "us (medians)")
     for name, drafter in _drafters().items():
-        sampler = Sampler(Sampling(), VOCABULARY)
-        loop = Loop(
-            decoder=_decoder(),
-            full_logits=lambda hidden: np.zeros((len(hidden), VOCABULARY), np.float32),
-            sampler=sampler,
-            verifier=Verifier(None, sampler),
-            drafter=drafter,
-            pacer=Pacer(64, adaptive=False),
-        )
-        loop.probe = recorder = Recorder()
+        recorder = Recorder()
+        loop = _loop(drafter, recorder)
         for _ in itertools.islice(loop.run(range(32)), STEPS):
             pass
         timeline = recorder.take()
         stages = np.array([np.median(timeline.of_steps(stage)) for stage in STEP_STAGES[:-1]]) * 1e6
         print(f"{name:16}", *(f"{value:8.0f}" for value in (*stages, stages.sum())), f"  {max(loop.trace.rows)} nodes")
+    off, on = _plain_steps()
+    print(f"a plain step: {off:.1f} us without a probe, {on - off:+.1f} us with one")
+
+
+def _loop(drafter: Drafter | None, probe: Probe) -> Loop:
+    sampler = Sampler(Sampling(), VOCABULARY)
+    return Loop(
+        decoder=_decoder(),
+        full_logits=lambda hidden: np.zeros((len(hidden), VOCABULARY), np.float32),
+        sampler=sampler,
+        verifier=Verifier(None, sampler),
+        drafter=drafter,
+        pacer=Pacer(64, adaptive=False),
+        probe=probe,
+    )
+
+
+def _plain_steps() -> list[float]:
+    """Microseconds of a step without drafts, with nobody listening and with a recorder; medians of rounds in turn."""
+    seconds: list[list[float]] = [[], []]
+    for _ in range(ROUNDS):
+        for times, probe in zip(seconds, (OFF, Recorder()), strict=True):
+            steps = _loop(None, probe).run(range(32))
+            next(steps)
+            start = perf_counter()
+            for _ in itertools.islice(steps, STEPS):
+                pass
+            times.append((perf_counter() - start) / STEPS)
+    return [1e6 * median(times) for times in seconds]
 
 
 if __name__ == "__main__":

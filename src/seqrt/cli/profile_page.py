@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from seqrt.cli import profile_figures as figures
-from seqrt.cli import profile_time as time
+from seqrt.cli import profile_rows, profile_speed, profile_time
 from seqrt.cli.profile_svg import PALETTE, Plot, style
 from seqrt.cli.profile_tables import remarks, tables
 from seqrt.runtime.profiling.measure import Measurement
@@ -17,9 +16,15 @@ Row = dict[str, Any]
 
 _TEMPLATE: Final = Path(__file__).with_name("profile_page.html.jinja")
 _SECTIONS: Final = (
-    ("Speed and latency", (figures.speed, figures.token_latency, figures.step_latency, figures.first_token)),
-    ("Where the time goes", (time.timeline, time.one_step, time.stages, time.operators)),
-    ("Drafts and rows", (figures.acceptance, figures.cost, figures.roofline)),
+    (
+        "Speed and latency",
+        (profile_speed.speed, profile_speed.token_latency, profile_speed.step_latency, profile_speed.first_token),
+    ),
+    (
+        "Where the time goes",
+        (profile_time.timeline, profile_time.one_step, profile_time.stages, profile_time.operators),
+    ),
+    ("Drafts and rows", (profile_rows.acceptance, profile_rows.cost, profile_rows.roofline)),
 )
 _BLOCKS: Final = ("environment", "settings", "stability", "memory")
 _SHOWN_OPERATORS: Final = 12

@@ -37,7 +37,7 @@ PALETTE: Final = {  # name: in light mode, in dark mode
 }
 WIDTH: Final = 4.4  # inches; letters of 9 pt are readable where a phone shows that
 HEIGHT: Final = 3.1
-MARKS: Final = "osD^vPX"
+_MARKS: Final = "osD^vPX"
 _NAMES: Final = [INK, *PALETTE]
 _DRAFTERS: Final = 8
 _STAGES: Final = (0, 7, 2, 1, 3, 4, 5, 6)  # prefill and verify, which are most of the time, in blue
@@ -132,6 +132,11 @@ def of_stage(place: int) -> str:
     return colour(f"c{_STAGES[place % len(_STAGES)]}")
 
 
+def of_mark(place: int) -> str:
+    """Of a row of the profile: colours alone do not tell everybody which it is."""
+    return _MARKS[place % len(_MARKS)]
+
+
 def bare(axes: "Axes") -> None:
     """For bars whose names stand in the plot: no vertical axis, and lines for the values only."""
     axes.spines["left"].set_visible(False)
@@ -170,5 +175,3 @@ def thinned(values: "np.typing.NDArray[np.float64]") -> "np.typing.NDArray[np.fl
 def _variable(match: re.Match[str]) -> str:
     name = _NAMES[int(match[1], 16)]
     return "currentColor" if name == INK else f"var(--{name}, {PALETTE[name][0]})"
-
-

@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from seqrt.cli.console import print_table
@@ -19,10 +19,13 @@ def print_profile(document: Row, as_format: str) -> None:
     if as_format == "csv":
         _print_csv(document)
         return
-    show: Callable[[Table], None] = _print_markdown if as_format == "markdown" else lambda table: print_table(*table)
     for table in tables(document):
-        if table[1]:
-            show(table)
+        if not table[1]:
+            continue
+        if as_format == "markdown":
+            print(markdown(table), end="\n\n")
+        else:
+            print_table(*table)
     for line in remarks(document):
         print(line)
 
@@ -70,6 +73,13 @@ def remarks(document: Row) -> list[str]:
     return lines
 
 
+def markdown(table: Table) -> str:
+    """As GitHub shows it."""
+    headings, rows = table
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _speed(row: Row) -> tuple[str, ...]:
     of_answers, interval = row["tokens_per_second_of_answers"], row["speedup_interval"]
     is_known = of_answers["p25"] is not None
@@ -102,15 +112,6 @@ def _times(row: Row, names: Sequence[str]) -> list[str]:
 def _memory(memory: Row) -> str:
     used, host = memory["gpu_used_mb"], f"{memory['host_peak_mb']:.0f} MB of the host at most"
     return host if used is None else f"{host}, {used:.0f} MB of the GPU"
-
-
-def _print_markdown(table: Table) -> None:
-    headings, rows = table
-    print("| " + " | ".join(headings) + " |")
-    print("| --- |" + " ---: |" * (len(headings) - 1))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
 
 
 def _print_csv(document: Row) -> None:

@@ -4,6 +4,7 @@ Each function draws one, or returns None if there is nothing to draw.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -41,13 +42,13 @@ def timeline(document: Row, found: Sequence[Measurement]) -> Plot | None:
         early = _early(answer)
         stages.draw(axes, place, early, first[place], separated=True)
         _engines(axes, place, [run for run in answer.timeline.runs if run.step <= _STEPS], first[place])
-        axes.annotate(_told(draft, answer, first[place], until[place]), (-_BEFORE * right, place - 0.24), va="bottom")
+        _say(axes, place, -_BEFORE * right, _told(draft, answer, first[place], until[place]))
     axes.set(xlabel="ms since the first step began", xlim=(-_BEFORE * right, 1.01 * right))
     _rows(axes, len(shown))
     heading(figure, *stages.legend())
     caption = (
         f"The same prompt with each drafter: left of 0 the end of what precedes the first step, then up to {_STEPS}"
-        " steps. The thin bar is when engines run; where it is missing, the host works."
+        " steps and the tokens that they emit. The thin bar is when engines run; where it is missing, the host works."
     )
     return Plot("timeline", "One request", caption, figure)
 
@@ -68,13 +69,13 @@ def one_step(document: Row, found: Sequence[Measurement]) -> Plot | None:
         _engines(axes, place, [run for run in answer.timeline.runs if run.step == step], spans[0].start)
         took, rows = 1e3 * (spans[-1].end - spans[0].start), answer.generation.trace.rows
         text = f"{draft}: step {step}" + (f", {_counted(rows[step - 1], 'row')}" if step <= len(rows) else "")
-        axes.annotate(f"{text}, {short(took)} ms", (0, place - 0.24), va="bottom")
+        _say(axes, place, 0, f"{text}, {short(took)} ms")
         right = max(right, took)
     axes.set(xlabel="ms since the step began", xlim=(0, 1.01 * right))
     _rows(axes, len(shown))
     heading(figure, *stages.legend())
     caption = (
-        "A step of the same requests, of a drafter one that drafted. The thin bar is when engines run: the decoder"
+        "A step of the same requests, of a drafter one that drafted if there is any. The thin bar is when engines run: the decoder"
         " while verifying, and draft heads while drafting."
     )
     return Plot("step", "One step from close by", caption, figure)
@@ -92,26 +93,13 @@ def stages(document: Row, found: Sequence[Measurement]) -> Plot | None:
     figure = Figure(figsize=(WIDTH, 1.7 + 0.62 * len(rows)))
     whole, rest = figure.subplots(2, 1, height_ratios=(1, 1.7))
     painted = _Stages(document)
-    for axes, some in ((whole, names), (rest, [name for name in names if name != longest])):
-        for place, row in enumerate(rows):
-            ends = np.cumsum([0.0, *(row["stages_ms"][name]["mean"] for name in some)])
-            spans = [Span(name, *ends[i : i + 2] / 1e3, 0) for i, name in enumerate(some)]
-            painted.draw(axes, place, spans, 0.0, height=0.5 if axes is whole else 0.36)
-            host = row["stages_ms"]["host"]["mean"]
-            if axes is rest:
-                axes.barh(place + 0.3, host, 0.14, color=colour(INK))
-            text, end = (f"host {short(host)}", max(host, ends[-1])) if axes is rest else (short(ends[-1]), ends[-1])
-            axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center")
-        axes.set_xlim(0, 1.22 * axes.dataLim.xmax or 1)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), [row["draft"] for row in rows])
-        bare(axes)
-    whole.set_title("all of a step, mean ms")
-    rest.set_title(f"without {longest}, mean ms")
+    for axes, title, without in ((whole, "all of a step", ""), (rest, f"without {longest}", longest)):
+        _stacked(axes, painted, rows, [name for name in names if name != without], with_host=bool(without))
+        axes.set_title(f"{title}, mean ms")
     heading(figure, *painted.legend())
     caption = (
-        f"Where the time of a step goes on average, above in all and below without {longest} at a larger scale. The thin"
-        " bar is the host's part of the whole step: all that no engine computes."
+        f"Where the time of a step goes on average, above in all and below without {longest} at a larger scale."
+        " The thin bar is the host's part of the whole step: all that no engine computes."
     )
     return Plot("stages", "Stages of a step", caption, figure)
 
@@ -172,8 +160,14 @@ class _Stages:
             bars = [(1e3 * (span.start - start), 1e3 * span.seconds) for span in spans if span.name == name]
             axes.broken_barh(bars, (place - height / 2, height), color=of_stage(self._order.index(name)), linewidth=0)
         if separated:
-            begins = [1e3 * (min(span.start for span in spans if span.step == step) - start) for step in _numbers(spans)]
-            axes.vlines(begins, place - height / 2, place + height / 2, colour("paper"), linewidth=1)
+            begins = [min(span.start for span in spans if span.step == step) for step in _numbers(spans)]
+            axes.vlines(
+                [1e3 * (begin - start) for begin in begins],
+                place - height / 2,
+                place + height / 2,
+                colour("paper"),
+                linewidth=1,
+            )
 
     def legend(self) -> tuple[list[object], list[str]]:
         """Of all that was drawn."""
@@ -189,9 +183,32 @@ def _named(operator: Row) -> str:
     return name if len(name) <= _LONGEST else f"…{name[-_LONGEST:]}"
 
 
+def _stacked(axes: "Axes", painted: "_Stages", rows: Sequence[Row], names: Sequence[str], *, with_host: bool) -> None:
+    """A lane a drafter with the means of its stages, and beneath them the host's."""
+    for place, row in enumerate(rows):
+        means, host = row["stages_ms"], row["stages_ms"]["host"]["mean"]
+        ends = np.cumsum([0.0, *(means[name]["mean"] for name in names)]) / 1e3
+        spans = [Span(name, begin, end, 0) for name, (begin, end) in zip(names, pairwise(ends.tolist()), strict=True)]
+        painted.draw(axes, place, spans, 0.0, height=0.36 if with_host else 0.5)
+        text, end = short(1e3 * ends[-1]), 1e3 * ends[-1]
+        if with_host:
+            axes.barh(place + 0.3, host, 0.14, color=colour(INK))
+            text, end = f"host {short(host)}", max(host, end)
+        axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, 1.22 * axes.dataLim.xmax or 1)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [row["draft"] for row in rows])
+    bare(axes)
+
+
 def _engines(axes: "Axes", place: int, runs: Sequence[Span], start: float) -> None:
     bars = [(1e3 * (run.start - start), 1e3 * run.seconds) for run in runs]
     axes.broken_barh(bars, (place + 0.22, 0.1), color=colour(INK), linewidth=0)
+
+
+def _say(axes: "Axes", place: int, left: float, text: str) -> None:
+    """Above a lane; the plot is as wide as it would be without."""
+    axes.annotate(text, (left, place - 0.24), va="bottom", in_layout=False)
 
 
 def _rows(axes: "Axes", count: int) -> None:
@@ -203,10 +220,9 @@ def _rows(axes: "Axes", count: int) -> None:
 
 def _told(draft: str, answer: Answer, first: float, until: float) -> str:
     """A lane in words."""
-    steps = len(_numbers(_early(answer)))
-    tokens = _counted(sum(answer.generation.trace.emitted[:steps]), "token")
+    emitted = answer.generation.trace.emitted[: len(_numbers(_early(answer)))]
     before, took = short(1e3 * (first - answer.timeline.start)), short(1e3 * (until - first))
-    return f"{draft}: prompt {before} ms, then {tokens} by {_counted(steps, 'step')} in {took} ms"
+    return f"{draft}: {before} ms, then {_counted(sum(emitted), 'token')} in {took} ms"
 
 
 def _counted(count: int, what: str) -> str:

@@ -1,0 +1,105 @@
+"""Writes docs/performance.md from the profiles in docs/profiles: no figure of that page is typed.
+
+    python -m tools.performance
+    python -m tools.performance --check    # exit code 1 if the page is not what the profiles say
+
+A profile is what `seqrt profile --json` printed, under a name that says what it is of.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from seqrt.cli.profile_tables import markdown, remarks, tables
+from seqrt.runtime.options import Options
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
+PROFILES: Final = _ROOT / "docs/profiles"
+PAGE: Final = _ROOT / "docs/performance.md"
+_MOST_OPERATORS: Final = 12
+_HEAD: Final = """\
+# Performance
+
+Made by `python -m tools.performance` from the profiles in [profiles](profiles), each under the command that measures it
+again. [How we measure](profiling.md) defines every number. Other engines, kinds of task, what quantisation costs, and
+engines for GPUs are in [benchmarks](benchmarks.md).
+"""
+
+
+def page(profiles: Sequence[Path]) -> str:
+    """The page, a section a profile."""
+    return "\n".join([_HEAD, *(section(file.stem, json.loads(file.read_bytes())) for file in profiles)])
+
+
+def section(name: str, document: dict[str, Any]) -> str:
+    """One profile in words and tables."""
+    machine, settings = document["environment"], document["settings"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads'] or machine['cores']} threads"
+    what = (
+        f"{where}, {machine['engine']}, seqrt {machine['seqrt']} at {(machine['commit'] or 'no commit')[:7]};"
+        f" {settings['bundle']}, weights `{settings['quantization']}`, {settings['prompts']} prompts"
+        f" x {settings['max_new_tokens']} new tokens, {settings['repeat']} times."
+    )
+    lines = [f"## {name.replace('-', ' ')}", "", what, "", f"    {command(document)}", ""]
+    for table in tables(document):
+        if table[1]:
+            lines += [markdown(table), ""]
+    if document.get("operators"):
+        lines += [markdown(operators(document)), ""]
+    lines += [f"* {line}" for line in [*remarks(document), *_stability(document["stability"])]]
+    return "\n".join([*lines, ""])
+
+
+def command(document: dict[str, Any]) -> str:
+    """The command line that makes such a profile; BUNDLE and FILE stand for what it does not know the place of."""
+    settings, default = document["settings"], Options(max_new_tokens=64)
+    words = ["seqrt", "profile", "BUNDLE", "--draft", ",".join(row["draft"] for row in document["rows"])]
+    for name in ("max_new_tokens", "temperature", "tree", "max_rows"):
+        if settings[name] != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", str(settings[name])]
+    words += [] if settings["adaptive"] else ["--no-adaptive"]
+    words += ["--repeat", str(settings["repeat"])] if settings["repeat"] != 1 else []
+    words += ["--backend", settings["backend"]] if settings["backend"] != "cpu" else []
+    return shlex.join([*words, "--json"])
+
+
+def operators(document: dict[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """The longest of a plain step."""
+    decoder = [row for row in document["operators"] if row["graph"] == "decoder"][:_MOST_OPERATORS]
+    rows = [(row["module"], row["op_type"], f"{row['calls_per_step']:g}", *_times(row)) for row in decoder]
+    return ("module, plain step", "operator", "calls", "ms", "share"), rows
+
+
+def _times(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['ms_per_step']:.3f}", f"{row['share']:.1%}"
+
+
+def _stability(stability: dict[str, Any]) -> list[str]:
+    copy, core = stability["copy_gb_per_second"], stability["sha256_mb_per_second"]
+    pulse = (
+        f"the machine's pulse: copies of {copy['median']} GB/s (varied by {copy['variation']:.1%}),"
+        f" SHA-256 of {core['median']:.0f} MB/s (varied by {core['variation']:.1%})"
+    )
+    return [pulse, *stability["warnings"]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    asked = parser.parse_args(arguments)
+    made = page(sorted(PROFILES.glob("*.json")))
+    if not asked.check:
+        PAGE.write_text(made, encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != made:
+        print(f"{PAGE} is not what the profiles say; run: python -m tools.performance", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
