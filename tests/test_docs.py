@@ -1,5 +1,6 @@
 """What the documents say exists, exists; what they show, runs."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,20 @@ def test_the_drafter_of_the_documents_works() -> None:
     assert proposal.probability == pytest.approx([1, 0.1, 0.01, 0.001])
     drafter.observe(proposal, [0, 1], [7, 8], output)
     assert drafter.propose(8, 2).probability == pytest.approx([1, 0.19])
+
+
+def names_of(schema: dict[str, Any]) -> set[str]:
+    """All keys that a JSON Schema knows."""
+    found = set(schema.get("properties", {}))
+    for value in schema.values():
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            found |= names_of(part) if isinstance(part, dict) else set()
+        found |= names_of(value) if isinstance(value, dict) else set()
+    return found
+
+
+def test_every_number_of_a_profile_is_defined() -> None:
+    text = (ROOT / "docs/profiling.md").read_text(encoding="utf-8")
+    known = names_of(json.loads((ROOT / "docs/profile.schema.json").read_text(encoding="utf-8")))
+    assert len(known) > 80
+    assert sorted(name for name in known if f"`{name}`" not in text and f".{name}`" not in text) == []
