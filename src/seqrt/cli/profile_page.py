@@ -46,6 +46,8 @@ def page(document: Row, found: Sequence[Measurement]) -> str:
         name=document["settings"]["bundle"],
         palette=PALETTE,
         summary=_summary(document),
+        played=sum(answer["turn"] == 0 for answer in document["rows"][0]["answers"]),
+        asked=document["settings"]["prompts"] * document["settings"]["repeat"],
         tables=[table for table in tables(document) if table[1]],
         remarks=remarks(document),
         sections=_drawn(document, found),
@@ -68,7 +70,7 @@ def _drawn(document: Row, found: Sequence[Measurement]) -> list[tuple[str, list[
 def _summary(document: Row) -> list[str]:
     """What was measured where, in a few words each."""
     machine, settings = document["environment"], document["settings"]
-    played = f"{settings['prompts']} prompts"
+    played = "1 prompt" if settings["prompts"] == 1 else f"{settings['prompts']} prompts"
     if settings["repeat"] > 1:
         played += f" {settings['repeat']} times"
     processor = machine["gpu"] or f"{machine['cpu']}, {machine['threads'] or machine['cores']} threads"

@@ -53,7 +53,7 @@ def cost(document: Row, found: Sequence[Measurement]) -> Plot | None:
     from matplotlib.figure import Figure
 
     plain, points = document["rows"][0]["step_ms"]["p50"], _steps(document)
-    if plain is None:
+    if plain is None or not points:
         return None
     most, dearest = max(rows for rows, *_ in points), max(ms for _, ms, *_ in points)
     figure = Figure()
@@ -80,38 +80,32 @@ def roofline(document: Row, found: Sequence[Measurement]) -> Plot | None:
     points = _steps(document)
     if not points:
         return None
-    figure = Figure()
+    figure, per_row, prompts = Figure(), _memory_roof(document), _prompts(document)
     axes = figure.subplots()
     reached = _scatter(axes, document, points, lambda rows, ms: 1e3 * rows / ms)
-    most = max(rows for rows, *_ in points)
-    for test in document["tests"]:
-        if test["test"].startswith("pp") and test["tokens_per_second"]:
-            rows, rate = min(int(test["test"][2:]), CHUNK), test["tokens_per_second"]
-            axes.plot([rows], [rate], "*", color=colour(INK), markersize=9, linestyle="none", label=test["test"])
-            reached.append(rate)
-            most = max(most, rows)
-    top = 2 * max(reached)
-    per_row = _memory_roof(document)
+    for name, rows, rate in prompts:
+        axes.plot([rows], [rate], "*", color=colour(INK), markersize=9, label=name)
+        reached.append(rate)
+    most = max(2, *(rows for rows, *_ in points), *(rows for _, rows, _ in prompts))
     if per_row is not None:
-        ends = np.array([1.0, max(most, 2)])
+        ends = np.array([1, most])
         axes.plot(ends, per_row * ends, color=colour(INK), linewidth=1.2, label="memory")
-        top = max(top, 2 * per_row)
     axes.set_yscale("log")
-    axes.set(xlabel="rows of a step", ylabel="rows/s", ylim=(0.6 * min(reached), top))
+    axes.set(xlabel="rows of a step", ylabel="rows/s", ylim=(0.6 * min(reached), 2 * max(*reached, per_row or 0)))
     _rows_axis(axes, most, log=True)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(plain_numbers())
     heading(figure, *axes.get_legend_handles_labels())
-    line = (
-        "The line is what memory allows if a step only reads what plain decoding reads, as fast as this machine copies."
-        if per_row is not None
-        else "What memory allows is not known: its bandwidth was not measured."
-    )
     caption = (
-        f"{line} Points far below it are bound by arithmetic, or by what a step costs besides; where they rise no more,"
-        f" a further row is no cheaper than a plain step. A prompt is computed {CHUNK} rows at a time."
+        "What memory allows is not known: its bandwidth was not measured."
+        if per_row is None
+        else "The line is what memory allows if a step only reads what plain decoding reads; points far below it are"
+        " bound by arithmetic or by other costs."
     )
+    caption += " Where points rise no more, a further row is no cheaper than a plain step."
+    if prompts:
+        caption += f" Star: a prompt, {CHUNK} rows at a time."
     return Plot("roofline", "Roofline: rows a second", caption, figure)
 
 
@@ -149,6 +143,12 @@ def _scatter(
             axes.scatter(x, y, sizes, alpha=0.75, **style)
             axes.scatter([], [], 30, label=row["draft"], **style)  # for the legend
     return [height(rows, ms) for rows, ms, *_ in points]
+
+
+def _prompts(document: Row) -> list[tuple[str, int, float]]:
+    """Tests of prompts: name, rows of a chunk, and rows a second."""
+    tests = [(test["test"], test["tokens_per_second"]) for test in document["tests"]]
+    return [(name, min(int(name[2:]), CHUNK), rate) for name, rate in tests if name.startswith("pp") and rate]
 
 
 def _memory_roof(document: Row) -> float | None:

@@ -34,7 +34,7 @@ def speed(document: Row, found: Sequence[Measurement]) -> Plot | None:
         axes.barh(place, rate, 0.6, color=of_drafter(place))
         ends = [plain * bound for bound in interval or ()]
         for shade, width in (("paper", 3.2), (INK, 1.2)) if ends else ():  # on any colour of bars
-            line = {"color": colour(shade), "linewidth": width, "markeredgewidth": width}
+            line: Row = {"color": colour(shade), "linewidth": width, "markeredgewidth": width}
             axes.plot(ends, [place, place], marker="|", markersize=8, **line)
         text = short(rate) + (f" ({row['speedup_vs_none']:.2f}×)" if place and row["speedup_vs_none"] else "")
         axes.annotate(text, (max([rate, *ends]), place), (6, 0), textcoords="offset points", va="center")

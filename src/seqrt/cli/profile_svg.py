@@ -45,6 +45,10 @@ _STAND_IN: Final = re.compile(r"#fe00([0-9a-f]{2})\b")
 _FONT: Final = re.compile(r"'DejaVu Sans'[^;\"]*")
 _ID: Final = re.compile(r'(\bid="|href="#|url\(#)')
 _OPENING: Final = re.compile(r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>")
+_SVG: Final = Markup(
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{}" role="img"'
+    ' aria-label="{}"><title>{}</title>'
+)
 _IN_A_LINE: Final = 4  # of a legend
 _MOST_POINTS: Final = 200
 
@@ -75,8 +79,7 @@ class Plot:
         text = _STAND_IN.sub(_variable, text[text.index("<svg") :])
         text = _FONT.sub("system-ui, sans-serif", text)
         text = _ID.sub(lambda match: f"{match[1]}{self.name}-", text)
-        opening = Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>')
-        return Markup(_OPENING.sub(lambda match: opening.format(match[1], self.title, self.title), text, count=1))
+        return Markup(_OPENING.sub(lambda match: _SVG.format(match[1], self.title, self.title), text, count=1))
 
 
 @contextlib.contextmanager

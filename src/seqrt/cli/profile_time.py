@@ -24,6 +24,7 @@ _ONCE: Final = ("tokenise", "prefill")  # stages that are no part of steps
 _OPERATORS: Final = 12
 _LONGEST: Final = 44  # letters of an operator's name
 _LANE: Final = 0.62  # inches a drafter
+_HIGH: Final = 0.36  # of a lane are the bars of stages
 
 
 def timeline(document: Row, found: Sequence[Measurement]) -> Plot | None:
@@ -31,7 +32,7 @@ def timeline(document: Row, found: Sequence[Measurement]) -> Plot | None:
     from matplotlib.figure import Figure
 
     shown = [(one.draft, one.answers[0]) for one in found if one.answers]
-    if not shown or not any(_steps_of(answer) for _, answer in shown):
+    if not shown or not any(_numbers(answer.timeline.stages) for _, answer in shown):
         return None
     figure = Figure(figsize=(WIDTH, 1.35 + _LANE * len(shown)))
     axes, stages = figure.subplots(), _Stages(document)
@@ -40,15 +41,17 @@ def timeline(document: Row, found: Sequence[Measurement]) -> Plot | None:
     right = 1e3 * max(end - start for end, start in zip(until, first, strict=True))
     for place, (draft, answer) in enumerate(shown):
         early = _early(answer)
-        stages.draw(axes, place, early, first[place], separated=True)
+        stages.draw(axes, place, early, first[place])
+        _separate(axes, place, early, first[place])
         _engines(axes, place, [run for run in answer.timeline.runs if run.step <= _STEPS], first[place])
         _say(axes, place, -_BEFORE * right, _told(draft, answer, first[place], until[place]))
     axes.set(xlabel="ms since the first step began", xlim=(-_BEFORE * right, 1.01 * right))
     _rows(axes, len(shown))
     heading(figure, *stages.legend())
     caption = (
-        f"The same prompt with each drafter: left of 0 the end of what precedes the first step, then up to {_STEPS}"
-        " steps and the tokens that they emit. The thin bar is when engines run; where it is missing, the host works."
+        f"The prompt {shown[0][1].prompt!r} with each drafter: left of 0 the end of what precedes the first step, then"
+        f" up to {_STEPS} steps and the tokens that they emit. The thin bar is when engines run; where it is missing,"
+        " the host works."
     )
     return Plot("timeline", "One request", caption, figure)
 
@@ -75,8 +78,8 @@ def one_step(document: Row, found: Sequence[Measurement]) -> Plot | None:
     _rows(axes, len(shown))
     heading(figure, *stages.legend())
     caption = (
-        "A step of the same requests, of a drafter one that drafted if there is any. The thin bar is when engines run: the decoder"
-        " while verifying, and draft heads while drafting."
+        "A step of the same requests, of a drafter one that drafted if there is any. The thin bar is when engines run:"
+        " the decoder while verifying, and draft heads while drafting."
     )
     return Plot("step", "One step from close by", caption, figure)
 
@@ -142,16 +145,7 @@ class _Stages:
         self._order = [name for name in document["rows"][0]["stages_ms"] if name != "host"]
         self._seen: set[str] = set()
 
-    def draw(
-        self,
-        axes: "Axes",
-        place: int,
-        spans: Sequence[Span],
-        start: float,
-        *,
-        height: float = 0.36,
-        separated: bool = False,
-    ) -> None:
+    def draw(self, axes: "Axes", place: int, spans: Sequence[Span], start: float, height: float = _HIGH) -> None:
         """Spans as bars of the lane `place`, in ms after `start`."""
         for name in dict.fromkeys(span.name for span in spans):
             if name not in self._order:
@@ -159,15 +153,6 @@ class _Stages:
             self._seen.add(name)
             bars = [(1e3 * (span.start - start), 1e3 * span.seconds) for span in spans if span.name == name]
             axes.broken_barh(bars, (place - height / 2, height), color=of_stage(self._order.index(name)), linewidth=0)
-        if separated:
-            begins = [min(span.start for span in spans if span.step == step) for step in _numbers(spans)]
-            axes.vlines(
-                [1e3 * (begin - start) for begin in begins],
-                place - height / 2,
-                place + height / 2,
-                colour("paper"),
-                linewidth=1,
-            )
 
     def legend(self) -> tuple[list[object], list[str]]:
         """Of all that was drawn."""
@@ -189,7 +174,7 @@ def _stacked(axes: "Axes", painted: "_Stages", rows: Sequence[Row], names: Seque
         means, host = row["stages_ms"], row["stages_ms"]["host"]["mean"]
         ends = np.cumsum([0.0, *(means[name]["mean"] for name in names)]) / 1e3
         spans = [Span(name, begin, end, 0) for name, (begin, end) in zip(names, pairwise(ends.tolist()), strict=True)]
-        painted.draw(axes, place, spans, 0.0, height=0.36 if with_host else 0.5)
+        painted.draw(axes, place, spans, 0.0, _HIGH if with_host else 0.5)
         text, end = short(1e3 * ends[-1]), 1e3 * ends[-1]
         if with_host:
             axes.barh(place + 0.3, host, 0.14, color=colour(INK))
@@ -199,6 +184,13 @@ def _stacked(axes: "Axes", painted: "_Stages", rows: Sequence[Row], names: Seque
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [row["draft"] for row in rows])
     bare(axes)
+
+
+def _separate(axes: "Axes", place: int, spans: Sequence[Span], start: float) -> None:
+    """A gap before each step."""
+    begins = [min(span.start for span in spans if span.step == step) for step in _numbers(spans)]
+    ends = place - _HIGH / 2, place + _HIGH / 2
+    axes.vlines([1e3 * (begin - start) for begin in begins], *ends, colour("paper"), linewidth=1)
 
 
 def _engines(axes: "Axes", place: int, runs: Sequence[Span], start: float) -> None:
@@ -234,10 +226,6 @@ def _early(answer: Answer) -> list[Span]:
     return [span for span in answer.timeline.stages if span.step <= _STEPS]
 
 
-def _steps_of(answer: Answer) -> list[int]:
-    return _numbers(answer.timeline.stages)
-
-
 def _numbers(spans: Sequence[Span]) -> list[int]:
     """Of the steps."""
     return sorted({span.step for span in spans if span.step})
@@ -251,6 +239,6 @@ def _begin(answer: Answer) -> float:
 
 def _typical(answer: Answer) -> int | None:
     """The first step after two others that drafted, else any that there is."""
-    numbers, rows = _steps_of(answer), answer.generation.trace.rows
+    numbers, rows = _numbers(answer.timeline.stages), answer.generation.trace.rows
     drafted = [step for step in numbers[2:] if step <= len(rows) and rows[step - 1] > 1]
     return next(iter([*drafted, *numbers[2:], *reversed(numbers)]), None)
