@@ -21,7 +21,7 @@ from seqrt.runtime.profiling.statistics import Totals, rate_ratio
 _MACHINE: Final = ("cpu", "cores", "threads", "gpu", "power_mode", "platform")
 _MAX_BYTES: Final = 1 << 28
 _DRIFT: Final = 0.1  # of the machine's own pulse between two profiles
-_NORMAL: Final = 1.96  # standard deviations that hold 95 %
+_STUDENT: Final = 2.776  # standard errors that hold 95 %: Student's t of five runs
 
 Document = dict[str, Any]
 Key = tuple[str, int, int]
@@ -142,10 +142,10 @@ def _of_row(old: Document, new: Document) -> Iterator[Ratio]:
 
 
 def _of_test(old: Document, new: Document) -> Ratio:
-    """Of independent runs: the interval is that of a normal distribution, in logarithms."""
+    """Of independent runs: the interval is Student's, in logarithms."""
     ratio = new["tokens_per_second"] / old["tokens_per_second"]
     errors = [one["stddev"] / one["tokens_per_second"] / math.sqrt(one["repeats"]) for one in (old, new)]
-    width = _NORMAL * float(np.hypot(*errors))
+    width = _STUDENT * float(np.hypot(*errors))
     interval = (ratio * math.exp(-width), ratio * math.exp(width))
     return Ratio("none", old["test"], old["tokens_per_second"], new["tokens_per_second"], ratio, interval)
 

@@ -1,9 +1,13 @@
 """A whole profile: answers in turn, llama-bench's two figures, the machine's pulse, and the document of all that."""
 
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from seqrt.runtime.machine import environment, peak_memory_mb
 from seqrt.runtime.model import Model
@@ -11,7 +15,7 @@ from seqrt.runtime.options import Options
 from seqrt.runtime.profiling.measure import Measured, measure
 from seqrt.runtime.profiling.pulse import HostCopy, Pulse, device_copy
 from seqrt.runtime.profiling.report import SCHEMA, rows
-from seqrt.runtime.profiling.throughput import throughput
+from seqrt.runtime.profiling.throughput import REPEATS, Throughput
 from seqrt.runtime.prompts import Prompt
 
 Document = dict[str, Any]
@@ -67,15 +71,20 @@ def profile(
     """
     cuda = model.engines.cuda
     pulse = Pulse(HostCopy(threads or os.cpu_count() or 1) if cuda is None else lambda: device_copy(cuda))
+    tests = Throughput(model, amount.pp, amount.tg)
+    tests.warm_up()
+    played = itertools.count()
+    whole = len(prompts) * amount.repeat
+    due = Counter(int(place) for place in np.linspace(0, whole - 1, REPEATS).round())
+
+    def before() -> None:
+        pulse.beat()
+        for _ in range(due[next(played)]):
+            tests.once()
+
     measured = measure(
-        model, prompts, wanted, repeat=amount.repeat, warm_up=amount.warm_up, before=pulse.beat, advance=advance
+        model, prompts, wanted, repeat=amount.repeat, warm_up=amount.warm_up, before=before, advance=advance
     )
-    tests: list[Document] = []
-    if measured.is_complete:
-        try:
-            tests = throughput(model, amount.pp, amount.tg)
-        except KeyboardInterrupt:
-            measured.is_complete = False
     free, total = (0, 0) if cuda is None else cuda.memory()
     document = {
         "schema": SCHEMA,
@@ -88,7 +97,7 @@ def profile(
             "host_peak_mb": peak_memory_mb(),
             "gpu_used_mb": round((total - free) / 1e6, 1) if total else None,
         },
-        "tests": tests,
+        "tests": tests.rows,
         "rows": rows(model, measured.rows, [model.plan(one).tree for one in wanted], pulse.copy_gb_per_second),
     }
     return Profile(document, measured)

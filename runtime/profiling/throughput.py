@@ -1,7 +1,7 @@
 """The two figures of llama-bench, under its names: `pp512` for a prompt of 512 tokens, `tg128` for 128 generated ones.
 
 As there, tokens are random, the cache is empty, one run is not counted, and mean and standard deviation are of
-tokens per second.
+tokens per second. Unlike there, runs are spread over the whole profile, so that they see the machine as it changes.
 """
 
 from collections.abc import Callable
@@ -15,40 +15,54 @@ from seqrt.runtime.stream import Generation
 REPEATS: Final = 5
 
 
-def throughput(model: Model, pp: int, tg: int) -> list[dict[str, Any]]:
-    """Rows `{"test", "tokens_per_second", "stddev", "repeats"}`; a number of 0 leaves its row out.
+class Throughput:
+    """Runs of both; a number of tokens of 0 leaves one out.
 
     Args:
         model: what computes.
         pp: tokens of the prompt; what the bundle's capacity does not hold is cut off.
         tg: tokens to be generated; likewise.
     """
-    capacity, vocabulary = model.bundle.manifest.capacity, model.bundle.manifest.model.vocab_size
-    prompt = np.random.default_rng(0).integers(0, vocabulary, max(min(pp, capacity - 1), 1)).tolist()
-    first, count = prompt[:1], min(tg, capacity - 1)
-    tests: dict[str, Callable[[], float]] = {}
-    if pp:
-        tests[f"pp{len(prompt)}"] = lambda: len(prompt) / _answer(model, prompt, 1).seconds["prefill"]
-    if tg:
-        tests[f"tg{count}"] = lambda: _rate(_answer(model, first, count))
-    found = []
-    for name, run in tests.items():
-        run()
-        rates = [run() for _ in range(REPEATS)]
-        found.append(
+
+    def __init__(self, model: Model, pp: int, tg: int) -> None:
+        capacity, vocabulary = model.bundle.manifest.capacity, model.bundle.manifest.model.vocab_size
+        prompt = np.random.default_rng(0).integers(0, vocabulary, max(min(pp, capacity - 1), 1)).tolist()
+        first, count = prompt[:1], min(tg, capacity - 1)
+        self._model = model
+        self._tests: dict[str, Callable[[], float]] = {}
+        if pp:
+            self._tests[f"pp{len(prompt)}"] = lambda: len(prompt) / self._answer(prompt, 1).seconds["prefill"]
+        if tg:
+            self._tests[f"tg{count}"] = lambda: _rate(self._answer(first, count))
+        self._rates: dict[str, list[float]] = {name: [] for name in self._tests}
+
+    def warm_up(self) -> None:
+        """Runs both without counting."""
+        for run in self._tests.values():
+            run()
+
+    def once(self) -> None:
+        """Runs both."""
+        for name, run in self._tests.items():
+            self._rates[name].append(run())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """`{"test", "tokens_per_second", "stddev", "repeats"}` of tests that ran twice or more."""
+        return [
             {
                 "test": name,
                 "tokens_per_second": round(float(np.mean(rates)), 3),
                 "stddev": round(float(np.std(rates, ddof=1)), 3),
-                "repeats": REPEATS,
+                "repeats": len(rates),
             }
-        )
-    return found
+            for name, rates in self._rates.items()
+            if len(rates) > 1
+        ]
 
-
-def _answer(model: Model, prompt: list[int], new_tokens: int) -> Generation:
-    model.forget()
-    return model.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
+    def _answer(self, prompt: list[int], new_tokens: int) -> Generation:
+        self._model.forget()
+        return self._model.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
 
 
 def _rate(answer: Generation) -> float:

@@ -14,8 +14,9 @@ from seqrt.runtime.probe import Span, Timeline
 from seqrt.runtime.profiling.compare import Ratio
 from seqrt.runtime.profiling.measure import Answer, Measurement, measure
 from seqrt.runtime.profiling.report import rows, shares, steps_by_rows
+from seqrt.runtime.profiling.run import Amount, profile
 from seqrt.runtime.profiling.statistics import Totals, percentiles, rate_ratio, spread, variation
-from seqrt.runtime.profiling.throughput import throughput
+from seqrt.runtime.profiling.throughput import Throughput
 from seqrt.runtime.prompts import Prompt
 
 STEPS = ("draft", "verify", "accept", "sample", "commit", "detokenise")
@@ -261,12 +262,29 @@ def test_an_interrupt_before_anything_was_measured(model: Model) -> None:
 
 
 def test_the_tests_of_llama_bench(model: Model) -> None:
-    found = throughput(model, 40, 20)
-    assert [(row["test"], row["repeats"]) for row in found] == [("pp40", 5), ("tg20", 5)]
-    assert all(row["tokens_per_second"] > 0 and row["stddev"] >= 0 for row in found)
-    assert throughput(model, 0, 0) == []
+    tests = Throughput(model, 40, 20)
+    tests.warm_up()
+    assert tests.rows == []
+    for _ in range(3):
+        tests.once()
+    assert [(row["test"], row["repeats"]) for row in tests.rows] == [("pp40", 3), ("tg20", 3)]
+    assert all(row["tokens_per_second"] > 0 and row["stddev"] >= 0 for row in tests.rows)
+    none = Throughput(model, 0, 0)
+    none.once()
+    assert none.rows == []
 
 
 def test_the_tests_of_llama_bench_fit_the_capacity(mistral_bundle: Any) -> None:
     with load(mistral_bundle) as small:
-        assert [row["test"] for row in throughput(small, 512, 512)] == ["pp127", "tg127"]
+        tests = Throughput(small, 512, 512)
+        tests.once()
+        tests.once()
+        assert [row["test"] for row in tests.rows] == ["pp127", "tg127"]
+
+
+@pytest.mark.parametrize(("prompts", "repeat"), [(1, 1), (3, 1), (3, 4)])
+def test_the_tests_of_llama_bench_are_spread_over_a_profile(model: Model, prompts: int, repeat: int) -> None:
+    asked = [Prompt(turns=(f"the {number} fox",), id=str(number)) for number in range(prompts)]
+    made = profile(model, asked, [Options(max_new_tokens=2)], Amount(repeat=repeat, pp=8, tg=4))
+    assert [(row["test"], row["repeats"]) for row in made.document["tests"]] == [("pp8", 5), ("tg4", 5)]
+    assert made.document["stability"]["beats"] == prompts * repeat
