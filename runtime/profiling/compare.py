@@ -1,8 +1,8 @@
 """Whether one profile is slower than another, beyond what chance does.
 
-Answers are compared in pairs: the same prompt, turn and repeat. The interval of a ratio comes from drawing prompts
-again, so it knows how much ratios differ from prompt to prompt; a machine that was slower as a whole during one of the
-runs it takes for the program's doing, and only the pulse of both profiles can tell.
+Answers are compared in pairs: the same prompt, turn and repeat. How much the ratio differs from one stretch of the runs
+to the next says how sure it is; a machine that was slower during all of one of the runs it takes for the program's
+doing, and only the pulse of both profiles can tell.
 """
 
 import json
@@ -16,12 +16,11 @@ import numpy as np
 
 from seqrt.errors import RequestError
 from seqrt.runtime.profiling.report import SCHEMA
-from seqrt.runtime.profiling.statistics import Totals, rate_ratio
+from seqrt.runtime.profiling.statistics import STUDENT, Totals, rate_ratio_of_runs
 
 _MACHINE: Final = ("cpu", "cores", "threads", "gpu", "power_mode", "platform")
 _MAX_BYTES: Final = 1 << 28
 _DRIFT: Final = 0.1  # of the machine's own pulse between two profiles
-_STUDENT: Final = 2.776  # standard errors that hold 95 %: Student's t of five runs
 
 Document = dict[str, Any]
 Key = tuple[str, int, int]
@@ -42,7 +41,7 @@ class Ratio:
         metric: "tokens_per_second" of decoding, "ttft_ms", or a test such as "pp512".
         old, new: the figure itself.
         ratio: of speeds, new by old: below 1 is slower, whatever the figure.
-        interval: of the ratio, 95 %; None of too few prompts.
+        interval: of the ratio, 95 %; None of too few answers.
     """
 
     draft: str
@@ -135,17 +134,17 @@ def _of_row(old: Document, new: Document) -> Iterator[Ratio]:
     before, after = _answers(old), _answers(new)
     keys = [key for key in before if key in after]
     for metric, amount in _AMOUNTS.items():
-        totals = [Totals.of((key[0], *amount(side[key])) for key in keys) for side in (after, before)]
+        totals = [Totals.of((str(key), *amount(side[key])) for key in keys) for side in (after, before)]
         if all(one.rate for one in totals):
             second, first = (1e3 / one.rate if metric == "ttft_ms" else one.rate for one in totals)
-            yield Ratio(old["draft"], metric, first, second, *rate_ratio(*totals))
+            yield Ratio(old["draft"], metric, first, second, *rate_ratio_of_runs(*totals))
 
 
 def _of_test(old: Document, new: Document) -> Ratio:
     """Of independent runs: the interval is Student's, in logarithms."""
     ratio = new["tokens_per_second"] / old["tokens_per_second"]
     errors = [one["stddev"] / one["tokens_per_second"] / math.sqrt(one["repeats"]) for one in (old, new)]
-    width = _STUDENT * float(np.hypot(*errors))
+    width = STUDENT[min(old["repeats"], new["repeats"], max(STUDENT))] * float(np.hypot(*errors))
     interval = (ratio * math.exp(-width), ratio * math.exp(width))
     return Ratio("none", old["test"], old["tokens_per_second"], new["tokens_per_second"], ratio, interval)
 

@@ -15,7 +15,14 @@ from seqrt.runtime.profiling.compare import Ratio
 from seqrt.runtime.profiling.measure import Answer, Measurement, measure
 from seqrt.runtime.profiling.report import rows, shares, steps_by_rows
 from seqrt.runtime.profiling.run import Amount, profile
-from seqrt.runtime.profiling.statistics import Totals, percentiles, rate_ratio, spread, variation
+from seqrt.runtime.profiling.statistics import (
+    Totals,
+    percentiles,
+    rate_ratio,
+    rate_ratio_of_runs,
+    spread,
+    variation,
+)
 from seqrt.runtime.profiling.throughput import Throughput
 from seqrt.runtime.prompts import Prompt
 
@@ -185,11 +192,47 @@ def test_the_interval_covers_the_true_ratio() -> None:
     assert 5 <= missed <= 35
 
 
+def test_the_interval_of_two_runs_knows_slow_stretches() -> None:
+    """Pairs of runs of one program: few count as different, where prompts drawn again would find many that do."""
+    rng = np.random.default_rng(1)
+
+    def run(stretch: float) -> Totals:
+        """30 answers on a machine with fast and slow stretches of three to seven answers."""
+        weather = np.resize(np.repeat(rng.normal(0, stretch, 10), rng.integers(3, 8, 10)), 30)
+        return Totals(tokens, tokens * 0.01 * np.exp(weather + rng.normal(0, 0.02, 30)))
+
+    def differ(stretch: float) -> tuple[float, float]:
+        found = [0, 0]
+        for _ in range(300):
+            pair = run(stretch), run(stretch)
+            for i, judge in enumerate((rate_ratio_of_runs, rate_ratio)):
+                _, interval = judge(*pair)
+                assert interval is not None
+                found[i] += not interval[0] <= 1 <= interval[1]
+        return found[0] / 300, found[1] / 300
+
+    tokens = rng.integers(20, 64, 30).astype(float)
+    calm, stormy = differ(0.0), differ(0.08)
+    assert calm[0] < 0.09
+    assert stormy[0] < 0.16
+    assert stormy[1] > 2 * stormy[0]
+
+
+def test_a_slower_program_is_found_in_a_calm_machine() -> None:
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(20, 64, 30).astype(float)
+    old, new = (Totals(tokens, tokens * each * rng.lognormal(0, 0.02, 30)) for each in (0.010, 0.011))
+    ratio, interval = rate_ratio_of_runs(new, old)
+    assert ratio == pytest.approx(1 / 1.1, rel=0.02)
+    assert interval is not None
+    assert interval[1] < 0.95
+
+
 def test_few_prompts_say_nothing_of_others() -> None:
     few = Totals.of([("a", 10, 1.0), ("b", 10, 2.0)])
-    assert rate_ratio(few, few) == (1.0, None)
+    assert rate_ratio(few, few) == rate_ratio_of_runs(few, few) == (1.0, None)
     nothing = Totals.of([(name, 0, 0.0) for name in "abc"])
-    assert rate_ratio(nothing, nothing) == (0.0, None)
+    assert rate_ratio(nothing, nothing) == rate_ratio_of_runs(nothing, nothing) == (0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def compare(
     """Compare two profiles: decoding and time to first token of each drafter, and llama-bench's figures.
 
     Ratios are of speeds: below 1 the second is slower. A figure counts as slower or faster if the 95 % interval of
-    its ratio, over prompts, leaves out 1.
+    its ratio leaves out 1. docs/profiling.md says how it is made.
     """
     from seqrt.runtime.profiling.compare import compare as ratios_of
     from seqrt.runtime.profiling.compare import differences, read_profile, remarks
