@@ -18,7 +18,7 @@ from seqrt.runtime.verification import Verifier
 
 # Of a step, in this order; "accept" judges drafts and "sample" chooses a token where there are none.
 STEP_STAGES: Final = ("draft", "verify", "accept", "sample", "commit", "detokenise")
-STAGES: Final = ("tokenise", "prefill", *STEP_STAGES)
+REQUEST_STAGES: Final = ("tokenise", "prefill")  # before the first
 
 FullLogits = Callable[[Floats], Floats]
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from seqrt.cli.profile_tables import markdown, remarks, tables
+from seqrt.cli.report.tables import markdown, remarks, tables
 from seqrt.runtime.options import Options
 
 _ROOT: Final = Path(__file__).resolve().parents[1]

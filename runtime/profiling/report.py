@@ -9,14 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from seqrt.runtime.generate import STEP_STAGES
+from seqrt.runtime.generate import REQUEST_STAGES, STEP_STAGES
 from seqrt.runtime.model import Model
 from seqrt.runtime.probe import Timeline
 from seqrt.runtime.profiling.measure import Answer, Measurement, joined
 from seqrt.runtime.profiling.statistics import Totals, percentiles, rate_ratio, spread
 
 SCHEMA: Final = 2
-_REQUEST_STAGES: Final = ("tokenise", "prefill")
 _DECILE: Final = 10
 
 Row = dict[str, Any]
@@ -37,7 +36,7 @@ def rows(
     return [
         {"draft": one.draft, "tree": tree, "prompts": len({answer.prompt for answer in one.answers})}
         | _speed(one)
-        | shares(one.timelines, STEP_STAGES, _REQUEST_STAGES)
+        | shares(one.timelines, STEP_STAGES, REQUEST_STAGES)
         | _drafting(one, found[0])
         | _bandwidth(one, weights, copy_gb_per_second)
         | {

@@ -40,7 +40,7 @@ def test_no_arguments_is_help(seqrt: Seqrt) -> None:
     result = seqrt()
     assert result.code == 0
     assert all(command in result.out for command in COMMANDS)
-    codes = "Exit codes: 0 success, 1 failure, 2 an unknown option or a value out of range, 130 interrupted."
+    codes = "Exit codes: 0 success, 1 failure, 2 an unknown option or a value out of range, 3 slower (compare), 130"
     assert codes in " ".join(result.out.split())
 
 

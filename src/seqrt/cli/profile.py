@@ -12,7 +12,7 @@ import typer
 from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_output, command
 from seqrt.cli.console import emit, note, progress
 from seqrt.cli.doctor_jetson import power_mode
-from seqrt.cli.profile_tables import FORMATS, print_profile
+from seqrt.cli.report.tables import FORMATS, print_profile
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError
 from seqrt.runtime.options import Options
@@ -79,7 +79,7 @@ def profile(
 
         _write(trace, json.dumps(chrome_trace(made.measured.rows, traced), separators=(",", ":")))
     if html is not None:
-        from seqrt.cli.profile_page import page
+        from seqrt.cli.report.page import page
 
         _write(html, page(document, made.measured.rows))
     if as_json:

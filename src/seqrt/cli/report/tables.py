@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from seqrt.cli.console import print_table
+from seqrt.runtime.generate import REQUEST_STAGES
 
 FORMATS: Final = ("table", "markdown", "csv")
 _SHOWN_DEPTH: Final = 8
@@ -102,7 +103,7 @@ def _latencies(row: Row) -> list[str]:
 
 def _stages(rows: Sequence[Row]) -> list[str]:
     """Of steps, in their order."""
-    return [name for name in rows[0]["stages_ms"] if name not in ("tokenise", "prefill", "host")]
+    return [name for name in rows[0]["stages_ms"] if name not in (*REQUEST_STAGES, "host")]
 
 
 def _times(row: Row, names: Sequence[str]) -> list[str]:

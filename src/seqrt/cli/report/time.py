@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from seqrt.cli.profile_svg import HEIGHT, INK, WIDTH, Plot, bare, colour, heading, of_stage, short
+from seqrt.cli.report.svg import HEIGHT, INK, WIDTH, Plot, bare, colour, heading, of_stage, short
+from seqrt.runtime.generate import REQUEST_STAGES
 from seqrt.runtime.probe import Span
 from seqrt.runtime.profiling.measure import Answer, Measurement
 
@@ -20,7 +21,6 @@ Row = dict[str, Any]
 
 _STEPS: Final = 12  # of a request that are shown
 _BEFORE: Final = 0.25  # of the plot's width is left for what precedes them
-_ONCE: Final = ("tokenise", "prefill")  # stages that are no part of steps
 _OPERATORS: Final = 12
 _LONGEST: Final = 44  # letters of an operator's name
 _LANE: Final = 0.62  # inches a drafter
@@ -91,7 +91,7 @@ def stages(document: Row, found: Sequence[Measurement]) -> Plot | None:
     rows = [row for row in document["rows"] if row["stages_ms"]["host"]["mean"] is not None]
     if not rows:
         return None
-    names = [name for name in rows[0]["stages_ms"] if name not in (*_ONCE, "host")]
+    names = [name for name in rows[0]["stages_ms"] if name not in (*REQUEST_STAGES, "host")]
     longest = max(names, key=lambda name: sum(row["stages_ms"][name]["mean"] for row in rows))
     figure = Figure(figsize=(WIDTH, 1.7 + 0.62 * len(rows)))
     whole, rest = figure.subplots(2, 1, height_ratios=(1, 1.7))

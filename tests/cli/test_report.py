@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from seqrt.cli import main, profile_page
-from seqrt.cli.profile_page import page
-from seqrt.cli.profile_svg import PALETTE
+from seqrt.cli import main
+from seqrt.cli.report import page as module
+from seqrt.cli.report.page import page
+from seqrt.cli.report.svg import PALETTE
 from seqrt.runtime.profiling.measure import Measurement
 
 Document = dict[str, Any]
@@ -82,7 +83,7 @@ def written(bundle: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactor
         return page(document, found)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profile_page, "page", kept)
+        patch.setattr(module, "page", kept)
         arguments = ["profile", bundle, "--prompts", prompts, "--max-new-tokens", 24, "--ignore-eos", "--no-adaptive"]
         assert main([*map(str, arguments), "--pp", "16", "--tg", "4", "--html", str(file)]) == 0
     return given[0], file

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from seqrt.cli.profile_svg import INK, Plot, colour, heading, of_drafter, of_mark, plain_numbers
+from seqrt.cli.report.svg import INK, Plot, colour, heading, of_drafter, of_mark, plain_numbers
 from seqrt.runtime.bundle import CHUNK
 from seqrt.runtime.profiling.measure import Answer, Measurement
 

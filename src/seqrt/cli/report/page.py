@@ -7,24 +7,24 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from seqrt.cli import profile_rows, profile_speed, profile_time
-from seqrt.cli.profile_svg import PALETTE, Plot, style
-from seqrt.cli.profile_tables import remarks, tables
+from seqrt.cli.report import rows, speed, time
+from seqrt.cli.report.svg import PALETTE, Plot, style
+from seqrt.cli.report.tables import remarks, tables
 from seqrt.runtime.profiling.measure import Measurement
 
 Row = dict[str, Any]
 
-_TEMPLATE: Final = Path(__file__).with_name("profile_page.html.jinja")
+_TEMPLATE: Final = Path(__file__).with_name("page.html.jinja")
 _SECTIONS: Final = (
     (
         "Speed and latency",
-        (profile_speed.speed, profile_speed.token_latency, profile_speed.step_latency, profile_speed.first_token),
+        (speed.speed, speed.token_latency, speed.step_latency, speed.first_token),
     ),
     (
         "Where the time goes",
-        (profile_time.timeline, profile_time.one_step, profile_time.stages, profile_time.operators),
+        (time.timeline, time.one_step, time.stages, time.operators),
     ),
-    ("Drafts and rows", (profile_rows.acceptance, profile_rows.cost, profile_rows.roofline)),
+    ("Drafts and rows", (rows.acceptance, rows.cost, rows.roofline)),
 )
 _BLOCKS: Final = ("environment", "settings", "stability", "memory")
 _SHOWN_OPERATORS: Final = 12

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from seqrt.cli.profile_svg import HEIGHT, INK, WIDTH, Plot, bare, colour, heading, of_drafter, of_mark, short, thinned
+from seqrt.cli.report.svg import HEIGHT, INK, WIDTH, Plot, bare, colour, heading, of_drafter, of_mark, short, thinned
 from seqrt.runtime.profiling.measure import Measurement, joined
 
 if TYPE_CHECKING:
