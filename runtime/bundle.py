@@ -275,6 +275,8 @@ def _stamp_path(bundle: Bundle) -> Path:
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
+    if not path.exists():
+        raise BundleError(f"{path} does not exist; make a bundle with: seqrt export SOURCE {path}")
     if not file.is_file():
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: seqrt export SOURCE {path}")
     if file.stat().st_size > _MAX_MANIFEST_BYTES:

@@ -29,6 +29,7 @@ class Trace:
 
     Attributes:
         prefill_seconds: from the prompt to the first token.
+        computed: tokens of the prompt that were not in the cache.
         rows, emitted: of each step, nodes verified and tokens decided.
         accepted_depth: of each drafted step, depth of the tree and of the accepted path.
         arrival_seconds: of each token, when it was decided, counted from the start.
@@ -36,6 +37,7 @@ class Trace:
     """
 
     prefill_seconds: float = 0.0
+    computed: int = 0
     rows: list[int] = field(default_factory=list)
     emitted: list[int] = field(default_factory=list)
     accepted_depth: list[tuple[int, int]] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Loop:
         probe.stage("prefill")
         self.pacer.begin()
         history = self.sampler.history(prompt)
+        self.trace.computed = len(prompt) - reused
         chunks = self.decoder.prefill(prompt[reused:])
         output = chunks[-1]
         probe.stage("sample")

@@ -5,24 +5,24 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 _PACKAGES: Final = ("seqrt", "onnxruntime", "numpy", "tokenizers")
 _GPU_QUERY: Final = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.limit", "driver_version")
-_KB_OF_MAXRSS: Final = 1024 if platform.system() == "Linux" else 1
 
 
 def environment(threads: int) -> dict[str, object]:
     """Versions and machine; `threads` of a model call, 0 for one a core."""
     return {name: version(name) for name in _PACKAGES} | {
         "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
@@ -58,14 +58,22 @@ def commit() -> str | None:
 
 
 def cpu_model() -> str:
-    """Linux names it in /proc; elsewhere the platform module does."""
+    """As Linux names it; on ARM that is the board, such as "NVIDIA Jetson AGX Orin"."""
     named = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")) or "", re.MULTILINE)
-    return named[1] if named else platform.processor() or platform.machine()
+    board = (_text(Path("/proc/device-tree/model")) or "").rstrip("\0")
+    return (named[1] if named else board) or platform.processor() or platform.machine()
 
 
-def peak_memory_mb() -> float:
-    """Most memory of the host that this process has had so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KB_OF_MAXRSS / 1e6, 1)
+def peak_memory_mb(less: int = 0) -> float | None:
+    """Most memory of the host that this process has had so far, `less` so many bytes; None where nobody counts it."""
+    held = re.search(r"^VmHWM:\s*(\d+) kB$", _text(Path("/proc/self/status")) or "", re.MULTILINE)
+    if held is not None:
+        return round((int(held[1]) * 1024 - less) / 1e6, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - less) / 1e6, 1)  # macOS counts bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,41 +113,46 @@ class State:
         return found
 
 
-def state() -> State:
-    """As it is now."""
+def state(*, gpu: bool = True) -> State:
+    """As it is now; of the GPU only if asked."""
     root = Path("/sys/devices/system/cpu")
-    clocks = [float(text) / 1e3 for file in root.glob("cpu*/cpufreq/scaling_cur_freq") if (text := _text(file))]
+    clocks = _thousandths(root.glob("cpu*/cpufreq/scaling_cur_freq"))
     if not clocks:
         found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", _text(Path("/proc/cpuinfo")) or "", re.MULTILINE)
         clocks = [float(value) for value in found]
-    heat = [
-        float(text) / 1e3 for file in Path("/sys/class/thermal").glob("thermal_zone*/temp") if (text := _text(file))
-    ]
-    gpu = gpu_state()
+    heat = _thousandths(Path("/sys/class/thermal").glob("thermal_zone*/temp"))
+    seen = gpu_state() if gpu else {}
     return State(
         cpu_mhz=round(sum(clocks) / len(clocks), 1) if clocks else None,
         cpu_governor=_text(root / "cpu0/cpufreq/scaling_governor"),
         cpu_celsius=max(heat, default=None),
         stolen_seconds=_stolen(),
-        gpu_mhz=_number(gpu.get("clocks.sm")),
-        gpu_memory_mhz=_number(gpu.get("clocks.mem")),
-        gpu_celsius=_number(gpu.get("temperature.gpu")),
-        gpu_power_limit_watts=_number(gpu.get("power.limit")),
+        gpu_mhz=_number(seen.get("clocks.sm")),
+        gpu_memory_mhz=_number(seen.get("clocks.mem")),
+        gpu_celsius=_number(seen.get("temperature.gpu")),
+        gpu_power_limit_watts=_number(seen.get("power.limit")),
     )
 
 
 def gpu_state() -> Mapping[str, str]:
-    """What nvidia-smi says of the first GPU; nothing where there is none."""
+    """What nvidia-smi says of the GPU that is used, the first that programs may see; nothing where there is none."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
-    command = [program, f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits", "--id=0"]
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
+    command = [program, f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits", f"--id={first}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     values = [value.strip() for value in done.stdout.splitlines()[0].split(",")] if done.stdout else []
     return dict(zip(_GPU_QUERY, values, strict=False))
+
+
+def _thousandths(files: Iterable[Path]) -> list[float]:
+    """Of numbers in files, those that can be read."""
+    values = (_number(_text(file)) for file in files)
+    return [value / 1e3 for value in values if value is not None]
 
 
 def _stolen() -> float | None:

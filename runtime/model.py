@@ -18,7 +18,7 @@ from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, re
 from seqrt.runtime.generate import Loop
 from seqrt.runtime.options import DYNAMIC, Options
 from seqrt.runtime.pacing import Pacer, StepCosts
-from seqrt.runtime.probe import OFF, Probe
+from seqrt.runtime.probe import Probe
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
@@ -122,12 +122,12 @@ class Model:
 
     @contextmanager
     def attached(self, probe: Probe) -> Iterator[None]:
-        """Lets `probe` hear of what this model does meanwhile."""
-        self.engines.probe = probe
+        """Lets `probe` hear of requests that are begun and ended meanwhile."""
+        before, self.engines.probe = self.engines.probe, probe
         try:
             yield
         finally:
-            self.engines.probe = OFF
+            self.engines.probe = before
 
     @property
     def branches(self) -> bool:
@@ -174,10 +174,10 @@ class Model:
         Raises:
             RequestError: the prompt or an option cannot be served.
         """
-        self.probe.stage("tokenise")
         wanted = dataclasses.replace(options or Options(), **changes)
         if isinstance(prompt, str) and self._template is not None and not wanted.raw:
             return self.stream_chat([{"role": "user", "content": prompt}], wanted)
+        self.probe.stage("tokenise")
         return self._start(self.encode(prompt) if isinstance(prompt, str) else list(prompt), wanted)
 
     def chat(self, messages: Sequence[Message], options: Options | None = None, **changes: Any) -> Generation:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [_prompt(line, is_json, number, path) for number, line in lines]
 
 
+def prompts_sha256(prompts: Iterable[Prompt]) -> str:
+    """Of everything that they say."""
+    texts = json.dumps([dataclasses.asdict(prompt) for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(texts.encode(errors="surrogatepass")).hexdigest()
+
+
 def _prompt(line: bytes, is_json: bool, number: int, path: Path) -> Prompt:
     where = f"{path} line {number}"
     try:
@@ -61,7 +69,8 @@ def _prompt(line: bytes, is_json: bool, number: int, path: Path) -> Prompt:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where} is not JSON: {error}; write one object on each line") from error
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise RequestError(f"{where} is not JSON: {why}; write one object on each line") from error
     return _from_record(record, number, where)
 
 

@@ -7,6 +7,7 @@ A profile is what `seqrt profile --json` printed, under a name that says what it
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import sys
@@ -15,7 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from seqrt.cli.report.tables import markdown, remarks, tables
+from seqrt.cli.session import prompts_of
 from seqrt.runtime.options import Options
+from seqrt.runtime.profiling.run import Amount
+from seqrt.runtime.prompts import prompts_sha256
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 PROFILES: Final = _ROOT / "docs/profiles"
@@ -56,14 +60,23 @@ def section(name: str, document: dict[str, Any]) -> str:
 
 def command(document: dict[str, Any]) -> str:
     """The command line that makes such a profile; BUNDLE and FILE stand for what it does not know the place of."""
-    settings, default = document["settings"], Options(max_new_tokens=64)
+    settings = document["settings"]
+    default = dataclasses.asdict(Options(max_new_tokens=64)) | dataclasses.asdict(Amount()) | {"backend": "cpu"}
+    default["warm_up"] = settings["warm_up"]  # in words
     words = ["seqrt", "profile", "BUNDLE", "--draft", ",".join(row["draft"] for row in document["rows"])]
-    for name in ("max_new_tokens", "temperature", "tree", "max_rows"):
-        if settings[name] != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", str(settings[name])]
-    words += [] if settings["adaptive"] else ["--no-adaptive"]
-    words += ["--repeat", str(settings["repeat"])] if settings["repeat"] != 1 else []
-    words += ["--backend", settings["backend"]] if settings["backend"] != "cpu" else []
+    for name, usual in default.items():
+        value, flag = settings.get(name, usual), f"--{name.replace('_', '-')}"
+        if isinstance(value, bool) and value != usual:
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            words += [word for item in value for word in (flag, str(item))]
+        elif value and not isinstance(value, dict) and value != usual:
+            words += [flag, str(value)]
+    own = prompts_sha256(prompts_of(None))
+    words += [] if settings["prompts_sha256"] == own else ["--prompts", "FILE"]
+    threads = document["environment"]["threads"]
+    words += ["--threads", str(threads)] if threads else []
+    words += ["--html", "PAGE.html"] if document.get("operators") else []
     return shlex.join([*words, "--json"])
 
 
@@ -79,12 +92,12 @@ def _times(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _stability(stability: dict[str, Any]) -> list[str]:
-    copy, core = stability["copy_gb_per_second"], stability["sha256_mb_per_second"]
-    pulse = (
-        f"the machine's pulse: copies of {copy['median']} GB/s (varied by {copy['variation']:.1%}),"
-        f" SHA-256 of {core['median']:.0f} MB/s (varied by {core['variation']:.1%})"
-    )
-    return [pulse, *stability["warnings"]]
+    parts = []
+    for key, what in (("copy_gb_per_second", "copies of {} GB/s"), ("sha256_mb_per_second", "SHA-256 of {} MB/s")):
+        figures = stability[key]
+        varied = "" if figures["variation"] is None else f" (varied by {figures['variation']:.1%})"
+        parts.append(what.format(figures["median"]) + varied)
+    return [f"the machine's pulse: {', '.join(parts)}", *stability["warnings"]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,13 +5,15 @@ with all drafters before the next one, another one first each time, so that a bu
 them. A conversation starts with an empty cache; later turns reuse what the earlier ones left, as in a chat.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
+from seqrt.errors import SeqrtError
 from seqrt.runtime.conversation import play
 from seqrt.runtime.model import Model
 from seqrt.runtime.options import Options
@@ -54,6 +56,11 @@ class Answer:
         """From the request, template and tokenizer included, to the first token."""
         return 1e3 * (self.timeline.until(FIRST_TOKEN) or 0.0)
 
+    @property
+    def text(self) -> str:
+        """Its tokens in short: the same for the same ones."""
+        return hashlib.sha256(repr(self.generation.token_ids).encode()).hexdigest()[:12]
+
     @cached_property
     def itl_ms(self) -> Seconds:
         """Of each further token, since the one before; tokens of one step come together."""
@@ -90,6 +97,12 @@ class Measurement:
         return 1e3 * joined(timeline.of_steps() for timeline in self.timelines)
 
     @property
+    def answer_tokens_per_step(self) -> float | None:
+        """Tokens of answers after the first that a step brings on average; None without steps."""
+        steps = len(self.rows)
+        return sum(answer.decoded for answer in self.answers) / steps if steps else None
+
+    @property
     def rows(self) -> list[int]:
         """Rows of each step."""
         return [rows for answer in self.answers for rows in answer.generation.trace.rows]
@@ -101,22 +114,50 @@ class Measurement:
         return sum(emitted) / len(emitted) if emitted else 1.0
 
     @property
+    def drafted_by_depth(self) -> list[int]:
+        """For depth 1, 2, ...: steps whose tree was that deep."""
+        depths = [depth for depth, _ in self._accepted]
+        return [sum(depth >= level for depth in depths) for level in range(1, max(depths, default=0) + 1)]
+
+    @property
     def acceptance_by_depth(self) -> list[float]:
         """For depth 1, 2, ...: of the steps whose tree was that deep, the share that accepted that deep."""
-        accepted = [pair for answer in self.answers for pair in answer.generation.trace.accepted_depth]
-        rates = []
-        for level in range(1, max((depth for depth, _ in accepted), default=0) + 1):
-            reached = [got >= level for depth, got in accepted if depth >= level]
-            rates.append(sum(reached) / len(reached))
-        return rates
+        reached = enumerate(self.drafted_by_depth, start=1)
+        return [
+            sum(got >= level for depth, got in self._accepted if depth >= level) / steps for level, steps in reached
+        ]
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Drafts that were right."""
+        return sum(got for _, got in self._accepted)
+
+    @property
+    def _accepted(self) -> list[tuple[int, int]]:
+        return [pair for answer in self.answers for pair in answer.generation.trace.accepted_depth]
 
 
 @dataclass(slots=True)
 class Measured:
-    """One `Measurement` a drafter, of the same prompts; and whether these are all that were asked for."""
+    """Answers to the same prompts by all drafters.
 
-    rows: list[Measurement]
-    is_complete: bool = False
+    Attributes:
+        drafts: in their order.
+        conversations: by drafter, each as it was played; all drafters have played each.
+        stopped_by: what ended the measurement early, an interrupt or a failure; None if it is complete.
+    """
+
+    drafts: Sequence[str]
+    conversations: list[list[list[Answer]]] = field(default_factory=list)
+    stopped_by: BaseException | None = None
+
+    @property
+    def rows(self) -> list[Measurement]:
+        """One a drafter."""
+        return [
+            Measurement(draft, [answer for played in self.conversations for answer in played[place]])
+            for place, draft in enumerate(self.drafts)
+        ]
 
 
 def measure(
@@ -132,7 +173,7 @@ def measure(
 ) -> Measured:
     """Plays every prompt with every one of `wanted`.
 
-    An interrupt ends it: what was measured of all of `wanted` is kept.
+    An interrupt or a failure, of a prompt that does not fit for instance, ends it: what all of `wanted` played is kept.
 
     Args:
         model: what answers.
@@ -144,34 +185,47 @@ def measure(
         advance: called after each conversation that counts.
         enough: no further prompt is played once it says so.
 
-    Returns:
-        Rows in the order of `wanted`.
+    Raises:
+        KeyboardInterrupt, SeqrtError: before all of `wanted` had played a prompt.
     """
-    found, recorder = Measured([Measurement(options.draft) for options in wanted]), Recorder(nvtx_ranges())
-    names = _names(prompts)
+    found, recorder = Measured([options.draft for options in wanted]), Recorder(nvtx_ranges())
     try:
         with model.attached(recorder):
             for prompt in prompts[:warm_up]:
                 for options in wanted:
                     _play(model, recorder, prompt, options)
-            for round_ in range(repeat):
-                model.forget(learnt=True)  # else a drafter would know the answers
-                for number, prompt in enumerate(prompts):
-                    before()
-                    answers: dict[int, list[Answer]] = {}
-                    for place in _rotated(len(wanted), number):
-                        played = _play(model, recorder, prompt, wanted[place])
-                        answers[place] = [replace(one, prompt=names[number], repeat=round_) for one in played]
-                        advance()
-                    for place, row in enumerate(found.rows):  # all or none, so that they have the same prompts
-                        row.answers += answers[place]
-                    if enough():
-                        return found
-        found.is_complete = True
-    except KeyboardInterrupt:
-        if not found.rows[0].answers:
+            for played in _rounds(model, recorder, prompts, wanted, repeat, before, advance):
+                found.conversations.append(played)
+                if enough():
+                    break
+    except (KeyboardInterrupt, SeqrtError) as error:  # what was measured so far is not lost
+        if not found.conversations:
             raise
+        found.stopped_by = error
     return found
+
+
+def _rounds(
+    model: Model,
+    recorder: Recorder,
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Options],
+    repeat: int,
+    before: Callable[[], None],
+    advance: Callable[[], None],
+) -> Iterator[list[list[Answer]]]:
+    """By drafter, the answers of one conversation after the other."""
+    names = _names(prompts)
+    for round_ in range(repeat):
+        model.forget(learnt=True)  # else a drafter would know the answers
+        for number, prompt in enumerate(prompts):
+            before()
+            answers: dict[int, list[Answer]] = {}
+            for place in _rotated(len(wanted), number + round_):
+                played = _play(model, recorder, prompt, wanted[place])
+                answers[place] = [replace(one, prompt=names[number], repeat=round_) for one in played]
+                advance()
+            yield [answers[place] for place in range(len(wanted))]
 
 
 def joined(arrays: Iterable[Seconds]) -> Seconds:

@@ -3,6 +3,7 @@
 Engines that keep these times are slower, so they are loaded beside the measured ones and answer one prompt more.
 """
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from seqrt.runtime.probe import Recorder, Span, Timeline
 from seqrt.runtime.prompts import Prompt
 
 _STEPS: Final = 8  # of an answer; each is a thousand operators
+_MODULE: Final = re.compile(r"([\w.+-]+)/[A-Z]\w*_\d+")
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -43,8 +45,14 @@ class Traced:
 
 
 def module_of(node: str) -> str:
-    """The module that a node was made from, layers by number: `layers.3.mlp.up` of `layers.3.mlp.up/MatMul_71`."""
-    return node.partition("/")[0] if "/" in node else ""
+    """The module that a node was made from, layers by number: `layers.3.mlp.up` of `layers.3.mlp.up/MatMul_71`.
+
+    TensorRT joins the nodes that it fuses in the name of a layer: then it is the module that holds all of them, or ""
+    where there is none.
+    """
+    found = [match.split(".") for match in _MODULE.findall(node)]
+    common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*found, strict=False))
+    return ".".join(parts[0] for parts in common)
 
 
 def trace_operators(model: Model, prompt: Prompt, wanted: Sequence[Options]) -> list[Traced]:
@@ -60,7 +68,7 @@ def trace_operators(model: Model, prompt: Prompt, wanted: Sequence[Options]) -> 
         for options in wanted:
             short = replace(options, max_new_tokens=min(options.max_new_tokens, _STEPS + 1))
             for _ in range(2):  # the first run of a shape binds buffers
-                model.forget()
+                model.forget(learnt=True)
                 next(play(model, prompt, short)).finish()
                 timelines.append((options.draft, recorder.take()))
     placed = _placed(model, [timeline for _, timeline in timelines])
@@ -109,7 +117,7 @@ def _placed(model: Model, timelines: Sequence[Timeline]) -> list[list[Operation]
     for role, engine in model.engines.items():
         operators = engine.operators()
         before = max((one.run for one in operators), default=-1) + 1 - len(runs[role])
-        for one in operators:
+        for one in operators if before >= 0 else ():  # fewer runs than were recorded: the engine stopped counting
             if one.run >= before:
                 place, run = runs[role][one.run - before]
                 start = run.start + one.start

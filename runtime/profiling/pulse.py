@@ -19,7 +19,7 @@ from seqrt.runtime.engines.cuda import Cuda, DeviceBuffer, Stream
 from seqrt.runtime.machine import State, state
 from seqrt.runtime.profiling.statistics import variation
 
-_COPIED: Final = 1 << 26  # bytes of a copy: more than caches hold
+_COPIED: Final = 1 << 27  # bytes of a copy: more than most caches hold
 _COPIED_ON_GPU: Final = 1 << 28
 _COPIES: Final = 4  # of which the fastest is what memory can do
 _HASHED: Final = 1 << 23
@@ -35,18 +35,23 @@ class Pulse:
 
     Attributes:
         bandwidth: measures GB a second that a copy reads and writes: of `HostCopy` or `device_copy`.
+        has_gpu: whether a GPU computes, whose clocks count.
         copy: one a beat.
         hash: MB of SHA-256 a second on one core: arithmetic that needs no memory.
+        before: the machine's state at the first beat, when it has warmed up.
     """
 
     bandwidth: Callable[[], float]
+    has_gpu: bool = False
     copy: list[float] = field(default_factory=list)
     hash: list[float] = field(default_factory=list)
-    before: State = field(default_factory=state)
-    started: float = field(default_factory=perf_counter)
+    before: State | None = None
+    started: float = 0.0
 
     def beat(self) -> None:
-        """Measures once; some 20 ms."""
+        """Measures once; some 50 ms."""
+        if self.before is None:
+            self.before, self.started = state(gpu=self.has_gpu), perf_counter()
         self.copy.append(self.bandwidth())
         data = bytes(_HASHED)
         self.hash.append(_HASHED / _seconds(lambda: hashlib.sha256(data).digest()) / 1e6)
@@ -58,7 +63,8 @@ class Pulse:
 
     def report(self) -> dict[str, Any]:
         """The block "stability" of a profile: what was seen, and warnings in words."""
-        after = state()
+        after = state(gpu=self.has_gpu)
+        before = self.before or after
         varied = {
             "copy_gb_per_second": (self.copy, "memory bandwidth"),
             "sha256_mb_per_second": (self.hash, "a core's speed"),
@@ -70,20 +76,20 @@ class Pulse:
             found[key] = {"median": round(median(values), 3) if values else None, "variation": change}
             if change is not None and change > _UNSTABLE:
                 warnings.append(f"{what} varied by {change:.0%} (coefficient of variation) during the run")
-        found |= {"before": self.before.to_dict(), "after": after.to_dict()}
-        stolen = self._stolen(after)
+        found |= {"before": before.to_dict(), "after": after.to_dict()}
+        stolen = self._stolen(before, after)
         found["stolen"] = None if stolen is None else round(stolen, 4)
         if stolen is not None and stolen > _STOLEN:
             warnings.append(f"{stolen:.0%} of the cores' time went to other virtual machines")
-        found["warnings"] = warnings + self.before.changes(after, _CLOCK, _HOT)
+        found["warnings"] = warnings + before.changes(after, _CLOCK, _HOT)
         return found
 
-    def _stolen(self, after: State) -> float | None:
+    def _stolen(self, before: State, after: State) -> float | None:
         """Share of the cores' time that the host of this virtual machine gave to others."""
-        if self.before.stolen_seconds is None or after.stolen_seconds is None:
+        if before.stolen_seconds is None or after.stolen_seconds is None or not self.started:
             return None
         passed = (perf_counter() - self.started) * (os.cpu_count() or 1)
-        return (after.stolen_seconds - self.before.stolen_seconds) / passed
+        return (after.stolen_seconds - before.stolen_seconds) / passed
 
 
 class HostCopy:
@@ -93,6 +99,11 @@ class HostCopy:
         size = _COPIED // threads
         self._buffers = [(np.zeros(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of memory that it holds."""
+        return sum(2 * target.nbytes for target, _ in self._buffers)
+
     def __call__(self) -> float:
         """GB a second."""
         with ThreadPoolExecutor(len(self._buffers)) as pool:
@@ -100,7 +111,7 @@ class HostCopy:
             def copy() -> None:
                 list(pool.map(lambda pair: np.copyto(*pair), self._buffers))  # numpy gives the lock away meanwhile
 
-            return _fastest(copy, 2 * sum(target.nbytes for target, _ in self._buffers))
+            return _fastest(copy, self.num_bytes)
 
 
 def device_copy(cuda: Cuda, size: int = _COPIED_ON_GPU) -> float:

@@ -3,7 +3,7 @@
 docs/profiling.md defines every number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
@@ -101,7 +101,12 @@ def _speed(one: Measurement) -> Row:
         "ttft_ms": percentiles(answer.ttft_ms for answer in one.answers),
         "itl_ms": percentiles(joined(answer.itl_ms for answer in one.answers)),
         "step_ms": percentiles(one.step_ms),
+        "prefill_tokens_per_second": _prefill(one),
         "tokens_per_step": round(one.tokens_per_step, 4),
+        "answer_tokens_per_step": _rounded(one.answer_tokens_per_step),
+        "drafted_tokens": sum(one.rows) - len(one.rows),
+        "accepted_tokens": one.accepted_tokens,
+        "drafted_by_depth": one.drafted_by_depth,
         "acceptance_by_depth": [round(rate, 4) for rate in one.acceptance_by_depth],
     }
 
@@ -113,9 +118,24 @@ def _drafting(one: Measurement, plain: Measurement) -> Row:
     cost = float(one.step_ms.mean() / plain.step_ms.mean()) if len(one.step_ms) and len(plain.step_ms) else None
     return {
         "speedup_vs_none": round(ratio, 4) if is_known else None,
+        "same_text_as_none": round(float(np.mean([a.text == b.text for a, b in _pairs(one, plain)])), 4),
         "speedup_interval": None if interval is None or not is_known else [round(bound, 4) for bound in interval],
-        "break_even_tokens_per_step": None if cost is None else round(cost, 4),
+        "break_even_tokens_per_step": _rounded(cost),
     }
+
+
+def _pairs(one: Measurement, plain: Measurement) -> Iterable[tuple[Answer, Answer]]:
+    return zip(one.answers, plain.answers, strict=True)
+
+
+def _prefill(one: Measurement) -> float | None:
+    """Tokens of prompts that were computed, by the time of `prefill`."""
+    seconds = sum(timeline.totals.get("prefill", 0.0) for timeline in one.timelines)
+    return round(sum(a.generation.trace.computed for a in one.answers) / seconds, 3) if seconds else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def decoding(answers: Sequence[Answer]) -> Totals:
@@ -165,7 +185,11 @@ def _answer(answer: Answer) -> Row:
         "prompt": answer.prompt,
         "turn": answer.turn,
         "repeat": answer.repeat,
+        "prompt_tokens": answer.generation.prompt_tokens,
+        "computed_tokens": answer.generation.trace.computed,
         "new_tokens": answer.generation.new_tokens,
+        "finish_reason": answer.generation.finish_reason,
+        "text": answer.text,
         "decode_seconds": round(answer.decode_seconds, 6),
         "ttft_ms": round(answer.ttft_ms, 4),
     }

@@ -5,10 +5,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from seqrt.runtime.bundle import MANIFEST, sha256
 from seqrt.runtime.machine import environment, peak_memory_mb
 from seqrt.runtime.model import Model
 from seqrt.runtime.options import Options
@@ -21,7 +23,7 @@ from seqrt.runtime.prompts import Prompt
 Document = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Amount:
     """How much is measured.
 
@@ -55,7 +57,7 @@ def profile(
     settings: Mapping[str, Any] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Profile:
-    """Measures a model; an interrupt ends it early, with what there is by then.
+    """Measures a model; an interrupt or a failure ends it early, with what there is by then.
 
     Args:
         model: what answers.
@@ -67,10 +69,12 @@ def profile(
         advance: called after each conversation that counts.
 
     Raises:
-        KeyboardInterrupt: before anything was measured.
+        KeyboardInterrupt, SeqrtError: before anything was measured.
     """
     cuda = model.engines.cuda
-    pulse = Pulse(HostCopy(threads or os.cpu_count() or 1) if cuda is None else lambda: device_copy(cuda))
+    loaded_mb = peak_memory_mb()
+    host = HostCopy(threads or os.cpu_count() or 1)
+    pulse = Pulse(host if cuda is None else partial(device_copy, cuda), has_gpu=cuda is not None)
     tests = Throughput(model, amount.pp, amount.tg)
     tests.warm_up()
     played = itertools.count()
@@ -85,16 +89,23 @@ def profile(
     measured = measure(
         model, prompts, wanted, repeat=amount.repeat, warm_up=amount.warm_up, before=before, advance=advance
     )
+    used_mb = peak_memory_mb(less=host.num_bytes)  # the buffers of the pulse are ours, not the model's
     free, total = (0, 0) if cuda is None else cuda.memory()
     document = {
         "schema": SCHEMA,
         "task": model.bundle.manifest.task,
-        "complete": measured.is_complete,
-        "environment": environment(threads) | {"engine": model.engines.description, "gpu": model.engines.device},
+        "complete": measured.stopped_by is None,
+        "environment": environment(threads)
+        | {
+            "engine": model.engines.description,
+            "gpu": model.engines.device,
+            "bundle_sha256": sha256(model.bundle.path / MANIFEST),
+        },
         "settings": dict(settings or {}),
+        "load_seconds": round(model.load_seconds, 4),
         "stability": pulse.report(),
         "memory": {
-            "host_peak_mb": peak_memory_mb(),
+            "host_peak_mb": None if used_mb is None else max(loaded_mb or 0.0, used_mb),
             "gpu_used_mb": round((total - free) / 1e6, 1) if total else None,
         },
         "tests": tests.rows,

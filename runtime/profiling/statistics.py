@@ -13,8 +13,10 @@ _RESAMPLES: Final = 4000
 _INTERVAL: Final = (2.5, 97.5)  # 95 %
 _FEWEST: Final = 3  # prompts that say something of others
 _STRETCHES: Final = 6
-# Student's t: standard errors that hold 95 % of means of so many values.
-STUDENT: Final[Mapping[int, float]] = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
+_IN_A_STRETCH: Final = 4  # answers, at least: fewer are too alike their neighbours in the next one
+# Student's t: standard errors that hold 99.5 % of means of so many values. A comparison judges ten figures or so at
+# once, and one that is slower by chance is as bad as ten.
+STUDENT: Final[Mapping[int, float]] = {3: 14.089, 4: 7.453, 5: 5.598, 6: 4.773}
 
 Numbers = Iterable[float] | npt.NDArray[np.float64]
 
@@ -83,7 +85,7 @@ def rate_ratio(new: Totals, old: Totals) -> tuple[float, tuple[float, float] | N
 
 
 def rate_ratio_of_runs(new: Totals, old: Totals) -> tuple[float, tuple[float, float] | None]:
-    """The same of two runs at different times, whose amounts are in the order in which they were measured.
+    """The same of two runs at different times, whose amounts are in the order in which they were measured; 99.5 %.
 
     A machine has slow and fast stretches, in which many answers in a row are alike, so that to draw answers again would
     find a chance difference of two runs certain. The interval is that of batch means (Conway 1963, Management Science
@@ -91,13 +93,15 @@ def rate_ratio_of_runs(new: Totals, old: Totals) -> tuple[float, tuple[float, fl
     too few answers.
     """
     ratio = new.rate / old.rate if old.rate else 0.0
-    cuts = np.array_split(np.arange(len(new.seconds)), min(_STRETCHES, len(new.seconds)) or 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rates = np.array([[one.amount[cut].sum() / one.seconds[cut].sum() for cut in cuts] for one in (new, old)])
-    if len(cuts) < _FEWEST or not (np.isfinite(rates) & (rates > 0)).all():
+    measured = (new.amount > 0) & (new.seconds > 0) & (old.amount > 0) & (old.seconds > 0)
+    places = np.flatnonzero(measured)
+    count = min(_STRETCHES, len(places) // _IN_A_STRETCH)
+    if count not in STUDENT:
         return ratio, None
+    cuts = np.array_split(places, count)
+    rates = np.array([[one.amount[cut].sum() / one.seconds[cut].sum() for cut in cuts] for one in (new, old)])
     logs = np.log(rates[0] / rates[1])
-    width = STUDENT[len(cuts)] * float(logs.std(ddof=1)) / len(cuts) ** 0.5
+    width = STUDENT[count] * float(logs.std(ddof=1)) / count**0.5
     return ratio, (ratio * float(np.exp(-width)), ratio * float(np.exp(width)))
 
 

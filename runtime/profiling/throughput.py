@@ -20,20 +20,19 @@ class Throughput:
 
     Args:
         model: what computes.
-        pp: tokens of the prompt; what the bundle's capacity does not hold is cut off.
-        tg: tokens to be generated; likewise.
+        pp: tokens of the prompt, fewer than the bundle's capacity.
+        tg: tokens to be generated, likewise.
     """
 
     def __init__(self, model: Model, pp: int, tg: int) -> None:
-        capacity, vocabulary = model.bundle.manifest.capacity, model.bundle.manifest.model.vocab_size
-        prompt = np.random.default_rng(0).integers(0, vocabulary, max(min(pp, capacity - 1), 1)).tolist()
-        first, count = prompt[:1], min(tg, capacity - 1)
+        vocabulary = model.bundle.manifest.model.vocab_size
+        prompt = np.random.default_rng(0).integers(0, vocabulary, max(pp, 1)).tolist()
         self._model = model
         self._tests: dict[str, Callable[[], float]] = {}
         if pp:
-            self._tests[f"pp{len(prompt)}"] = lambda: len(prompt) / self._answer(prompt, 1).seconds["prefill"]
+            self._tests[f"pp{pp}"] = lambda: pp / self._answer(prompt, 1).seconds["prefill"]
         if tg:
-            self._tests[f"tg{count}"] = lambda: _rate(self._answer(first, count))
+            self._tests[f"tg{tg}"] = lambda: _rate(self._answer(prompt[:1], tg))
         self._rates: dict[str, list[float]] = {name: [] for name in self._tests}
 
     def warm_up(self) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from seqrt.cli.common import Json, command
 from seqrt.cli.console import REGRESSION, emit, note, print_table
+from seqrt.cli.report.tables import FORMATS, Table, markdown
 from seqrt.errors import RequestError
 
 if TYPE_CHECKING:
@@ -25,17 +26,20 @@ def compare(
         typer.Option(metavar="PERCENT", help="Exit code 3 if a figure is slower by more.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compare other machines and settings too.")] = False,
+    as_format: Annotated[str, typer.Option("--format", help="Of what is printed: table or markdown.")] = "table",
     as_json: Json = False,
 ) -> None:
     """Compare two profiles: decoding and time to first token of each drafter, and llama-bench's figures.
 
-    Ratios are of speeds: below 1 the second is slower. A figure counts as slower or faster if the 95 % interval of
-    its ratio leaves out 1. docs/profiling.md says how it is made.
+    Ratios are of speeds: below 1 the second is slower. A figure counts as slower or faster if the 99.5 % interval
+    of its ratio leaves out 1. docs/profiling.md says how it is made.
     """
     from seqrt.runtime.profiling.compare import compare as ratios_of
     from seqrt.runtime.profiling.compare import differences, read_profile, remarks
 
     limit = _percent(fail_if_slower)
+    if as_format not in FORMATS[:2]:
+        raise RequestError(f"--format is {as_format!r:.40}; choose table or markdown, or --json")
     old, new = read_profile(first), read_profile(second)
     differing = differences(old, new)
     if differing and not force:
@@ -57,8 +61,10 @@ def compare(
                 "remarks": lines,
             }
         )
+    elif as_format == "markdown":
+        print(markdown(_table(ratios, limit or 0.0)))
     else:
-        _print(ratios, limit or 0.0)
+        print_table(*_table(ratios, limit or 0.0))
     for line in lines:
         note(line)
     if limit is not None and slower:
@@ -90,19 +96,17 @@ def _figure(one: "Ratio", limit: float) -> dict[str, object]:
     }
 
 
-def _print(ratios: "Sequence[Ratio]", limit: float) -> None:
-    print_table(
-        ("draft", "figure", "first", "second", "ratio", "95 %", "verdict"),
-        [
-            (
-                one.draft,
-                one.metric,
-                f"{one.old:.2f}",
-                f"{one.new:.2f}",
-                f"{one.ratio:.3f}",
-                "-" if one.interval is None else f"{one.interval[0]:.3f}-{one.interval[1]:.3f}",
-                one.verdict(limit),
-            )
-            for one in ratios
-        ],
-    )
+def _table(ratios: "Sequence[Ratio]", limit: float) -> Table:
+    rows = [
+        (
+            one.draft,
+            one.metric,
+            f"{one.old:.2f}",
+            f"{one.new:.2f}",
+            f"{one.ratio:.3f}",
+            "-" if one.interval is None else f"{one.interval[0]:.3f}-{one.interval[1]:.3f}",
+            one.verdict(limit),
+        )
+        for one in ratios
+    ]
+    return ("draft", "figure", "first", "second", "speed ratio", "99.5 %", "verdict"), rows

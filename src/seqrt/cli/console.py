@@ -12,6 +12,8 @@ USAGE: Final = 2  # an unknown option, or a value out of range
 REGRESSION: Final = 3  # `seqrt compare` found one
 INTERRUPTED: Final = 130
 
+_WIDEST: Final = 200
+
 
 def emit(document: object) -> None:
     """Prints the one JSON document of a command on stdout."""
@@ -78,6 +80,6 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], file: Te
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # No terminal, no width: a table in a file or pipe is as wide as it needs to be.
+    # As wide as it needs to be, also where the terminal is not: figures that are cut off are wrong ones.
     out = file or sys.stdout
-    Console(file=out, width=None if out.isatty() else 200, highlight=False, markup=False).print(table)
+    Console(file=out, width=_WIDEST, highlight=False, markup=False).print(table)

@@ -1,7 +1,6 @@
 """`seqrt profile`: how fast each drafter is, and where the time goes."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,17 @@ import typer
 from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_output, command
 from seqrt.cli.console import emit, note, progress
 from seqrt.cli.doctor_jetson import power_mode
-from seqrt.cli.report.tables import FORMATS, print_profile
+from seqrt.cli.report.tables import FORMATS, print_profile, warnings
 from seqrt.cli.session import drafted, open_model, prompts_of
-from seqrt.errors import RequestError
+from seqrt.errors import RequestError, SeqrtError
 from seqrt.runtime.options import Options
+from seqrt.runtime.prompts import prompts_sha256
 
 if TYPE_CHECKING:
     from seqrt.runtime.model import Model
+    from seqrt.runtime.profiling.measure import Measurement
     from seqrt.runtime.profiling.operators import Traced
+    from seqrt.runtime.profiling.run import Amount
     from seqrt.runtime.prompts import Prompt
 
 _PAGE: Final = (".html", ".htm")
@@ -38,9 +40,11 @@ def profile(
     repeat: Annotated[int, typer.Option(help="Play all prompts so often.")] = 1,
     warmup: Annotated[int, typer.Option(help="Play so many prompts before, which are not counted.")] = 1,
     pp: Annotated[
-        int, typer.Option(help="Also measure a prompt of so many tokens, as llama-bench does; 0: not.")
-    ] = 512,
-    tg: Annotated[int, typer.Option(help="Also measure so many generated tokens, likewise; 0: not.")] = 128,
+        int | None, typer.Option(help="Tokens of the prompt of llama-bench's pp; 512 if not given, 0 for none.")
+    ] = None,
+    tg: Annotated[
+        int | None, typer.Option(help="Tokens generated in llama-bench's tg; 128 if not given, 0 for none.")
+    ] = None,
     as_format: Annotated[str, typer.Option("--format", help="Of what is printed: table, markdown or csv.")] = "table",
     html: Annotated[Path | None, typer.Option(help="Write a page with figures.", show_default=False)] = None,
     trace: Annotated[
@@ -55,7 +59,7 @@ def profile(
     They take turns, prompt by prompt. Without --prompts, a dozen of our own are played. Ctrl-C ends it early, and
     prints what was measured by then. docs/profiling.md defines every number; `seqrt compare` compares two profiles.
     """
-    from seqrt.runtime.profiling.run import Amount
+    from seqrt.runtime.profiling.operators import by_module
     from seqrt.runtime.profiling.run import profile as run
 
     _check(repeat, warmup, pp, tg, as_format)
@@ -64,58 +68,92 @@ def profile(
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
     wanted = drafted(model, draft, options)
-    amount = Amount(repeat=repeat, warm_up=warmup, pp=pp, tg=tg)
+    amount = _amount(model, repeat, warmup, pp, tg)
     settings = _settings(options, model, asked) | dataclasses.asdict(amount) | {"warm_up": _warm_up(warmup)}
     if as_format == FORMATS[0] and not as_json:
         note(f"warm-up: {settings['warm_up']}")
     with progress("profiling", len(asked) * len(wanted) * repeat) as advance:
-        made = run(model, asked, wanted, amount, threads=threads, settings=settings, advance=advance)
-    document = made.document
+        try:
+            made = run(model, asked, wanted, amount, threads=threads, settings=settings, advance=advance)
+        except KeyboardInterrupt:
+            note("nothing was measured yet")
+            raise
+    document, rows, stopped_by = made.document, made.measured.rows, made.measured.stopped_by
     mode = power_mode(Path("/"))
     document["environment"]["power_mode"] = None if mode is None else mode.detail
-    traced = _operators(bundle, backend, threads, asked[0], wanted, document) if trace or html else []
-    if trace is not None:
-        from seqrt.runtime.profiling.trace import chrome_trace
+    traced: list[Traced] = []
+    if (trace or html) and stopped_by is None:
+        model.close()  # before another takes as much memory
+        traced, stopped_by = _operators(bundle, backend, threads, asked[0], wanted)
+        document |= {"operators": by_module(traced)} if traced else {}
+    _print(document, None if as_json else as_format)  # first of all, whatever happens to the files
+    _write_files(document, rows, traced, trace, html)
+    if stopped_by is not None:
+        raise stopped_by
 
-        _write(trace, json.dumps(chrome_trace(made.measured.rows, traced), separators=(",", ":")))
-    if html is not None:
-        from seqrt.cli.report.page import page
 
-        _write(html, page(document, made.measured.rows))
-    if as_json:
+def _print(document: dict[str, Any], as_format: str | None) -> None:
+    """On stdout; where stdout is for programs, warnings go to stderr."""
+    if as_format is None:
         emit(document)
     else:
         print_profile(document, as_format)
-    for warning in document["stability"]["warnings"]:
-        note(f"warning: {warning}")
-    if not document["complete"]:
-        played = len({(answer["prompt"], answer["repeat"]) for answer in document["rows"][0]["answers"]})
-        note(f"of {played} of {len(asked) * repeat} conversations, and marked so (complete: false)")
-        raise KeyboardInterrupt
+    if as_format in (None, "csv"):
+        for warning in warnings(document):
+            note(warning)
+
+
+def _write_files(
+    document: dict[str, Any],
+    rows: "Sequence[Measurement]",
+    traced: "Sequence[Traced]",
+    trace: Path | None,
+    html: Path | None,
+) -> None:
+    if trace is not None:
+        from seqrt.runtime.profiling.trace import chrome_trace
+
+        _write("--trace", trace, json.dumps(chrome_trace(rows, traced), separators=(",", ":")))
+    if html is not None:
+        from seqrt.cli.report.page import page
+
+        _write("--html", html, page(document, rows))
+
+
+def _amount(model: "Model", repeat: int, warmup: int, pp: int | None, tg: int | None) -> "Amount":
+    """How much is measured.
+
+    Raises:
+        RequestError: more tokens are asked for than the bundle holds.
+    """
+    from seqrt.runtime.profiling.run import Amount
+
+    capacity, usual = model.bundle.manifest.capacity, Amount()
+    for flag, tokens in (("--pp", pp), ("--tg", tg)):
+        if tokens is not None and tokens >= capacity:
+            raise RequestError(f"{flag} is {tokens}, the bundle's capacity is {capacity}; give {capacity - 1} or less")
+    counts = (min(default, capacity - 1) if own is None else own for own, default in ((pp, usual.pp), (tg, usual.tg)))
+    return Amount(repeat, warmup, *counts)
 
 
 def _operators(
-    bundle: Path, backend: str, threads: int, prompt: "Prompt", wanted: Sequence[Options], document: dict[str, Any]
-) -> "list[Traced]":
-    """Operators of a few more steps, from engines that keep their times; their summary goes to the document."""
+    bundle: Path, backend: str, threads: int, prompt: "Prompt", wanted: Sequence[Options]
+) -> "tuple[list[Traced], BaseException | None]":
+    """Operators of a few more steps, from engines that keep their times; none and the reason, if that fails."""
     from seqrt.runtime.model import load
-    from seqrt.runtime.profiling.operators import by_module, trace_operators
+    from seqrt.runtime.profiling.operators import trace_operators
 
-    if not document["complete"]:
-        return []
     try:
         with load(bundle, backend=backend, threads=threads, operators=True) as slow:
-            traced = trace_operators(slow, prompt, wanted)
-    except KeyboardInterrupt:  # what was measured is not lost
-        document["complete"] = False
-        return []
-    document["operators"] = by_module(traced)
-    return traced
+            return trace_operators(slow, prompt, wanted), None
+    except (KeyboardInterrupt, MemoryError, SeqrtError) as error:
+        note("there are no times of operators; all else was measured")
+        return [], error
 
 
-def _check(repeat: int, warmup: int, pp: int, tg: int, as_format: str) -> None:
+def _check(repeat: int, warmup: int, pp: int | None, tg: int | None, as_format: str) -> None:
     for name, value, least in (("repeat", repeat, 1), ("warmup", warmup, 0), ("pp", pp, 0), ("tg", tg, 0)):
-        if value < least:
+        if value is not None and value < least:
             raise RequestError(f"--{name} is {value}; give {least} or more")
     if as_format not in FORMATS:
         raise RequestError(f"--format is {as_format!r:.40}; choose one of {', '.join(FORMATS)}, or --json")
@@ -135,7 +173,6 @@ def _settings(options: Options, model: "Model", asked: "Sequence[Prompt]") -> di
     values = dataclasses.asdict(options)
     del values["draft"], values["log_probabilities"]
     values["logit_bias"] = {token: str(bias) for token, bias in options.logit_bias.items()}  # JSON has no -inf
-    texts = json.dumps([dataclasses.asdict(prompt) for prompt in asked], sort_keys=True)
     manifest = model.bundle.manifest
     return values | {
         "backend": model.backend,
@@ -143,8 +180,9 @@ def _settings(options: Options, model: "Model", asked: "Sequence[Prompt]") -> di
         "quantization": manifest.quantization,
         "capacity": manifest.capacity,
         "variant": model.engines.variant,
+        "tuned": model.tuning is not None,
         "prompts": len(asked),
-        "prompts_sha256": hashlib.sha256(texts.encode(errors="surrogatepass")).hexdigest(),
+        "prompts_sha256": prompts_sha256(asked),
     }
 
 
@@ -154,8 +192,11 @@ def _warm_up(count: int) -> str:
     return f"the first {f'{count} prompts' if count > 1 else 'prompt'} once with each drafter, not counted"
 
 
-def _write(file: Path, text: str) -> None:
+def _write(flag: str, file: Path, text: str) -> None:
     from seqrt.runtime.files import write_whole
 
-    write_whole(file, lambda new: new.write_text(text, encoding="utf-8"))
+    try:
+        write_whole(file, lambda new: new.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{flag} {file} cannot be written: {error.strerror}; give another file") from error
     note(f"written to {file}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from click import get_current_context
 
 from seqrt.cli.console import note
+from seqrt.errors import RequestError
 from seqrt.runtime.options import NO_DRAFT, Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
@@ -49,6 +50,8 @@ def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> li
 
     ready = model.ready_drafts if options.corpus is None else model.drafts
     named = [part.strip() for name in names or () for part in name.split(",")]
+    if "" in named:
+        raise RequestError(f"--draft {','.join(names or ())!r:.60} has an empty name; give names with commas between")
     chosen = list(dict.fromkeys(["none", *(named or ready)]))
     every = [for_draft(options, name) for name in chosen]
     for one in every:

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from seqrt.cli.report import rows, speed, time
+from seqrt.cli.report import drafts, speed, stages
 from seqrt.cli.report.svg import PALETTE, Plot, style
-from seqrt.cli.report.tables import remarks, tables
+from seqrt.cli.report.tables import remarks, summary, tables, warnings
 from seqrt.runtime.profiling.measure import Measurement
 
 Row = dict[str, Any]
@@ -22,9 +22,9 @@ _SECTIONS: Final = (
     ),
     (
         "Where the time goes",
-        (time.timeline, time.one_step, time.stages, time.operators),
+        (stages.timeline, stages.one_step, stages.stages, stages.operators),
     ),
-    ("Drafts and rows", (rows.acceptance, rows.cost, rows.roofline)),
+    ("Drafts and rows", (drafts.acceptance, drafts.cost, drafts.roofline)),
 )
 _BLOCKS: Final = ("environment", "settings", "stability", "memory")
 _SHOWN_OPERATORS: Final = 12
@@ -45,10 +45,9 @@ def page(document: Row, found: Sequence[Measurement]) -> str:
         document=document,
         name=document["settings"]["bundle"],
         palette=PALETTE,
-        summary=_summary(document),
-        played=sum(answer["turn"] == 0 for answer in document["rows"][0]["answers"]),
-        asked=document["settings"]["prompts"] * document["settings"]["repeat"],
-        tables=[table for table in tables(document) if table[1]],
+        summary=summary(document),
+        warnings=warnings(document),
+        tables=tables(document),
         remarks=remarks(document),
         sections=_drawn(document, found),
         blocks={name: _flat(document[name]) for name in _BLOCKS},
@@ -65,21 +64,6 @@ def _drawn(document: Row, found: Sequence[Measurement]) -> list[tuple[str, list[
             plots = [plot for draw in draws if (plot := draw(document, found)) is not None]
             sections.append((title, [(plot, plot.svg()) for plot in plots]))
     return [section for section in sections if section[1]]
-
-
-def _summary(document: Row) -> list[str]:
-    """What was measured where, in a few words each."""
-    machine, settings = document["environment"], document["settings"]
-    played = "1 prompt" if settings["prompts"] == 1 else f"{settings['prompts']} prompts"
-    if settings["repeat"] > 1:
-        played += f" {settings['repeat']} times"
-    processor = machine["gpu"] or f"{machine['cpu']}, {machine['threads'] or machine['cores']} threads"
-    return [
-        processor,
-        machine["engine"],
-        f"{settings['variant']}, weights {settings['quantization']}",
-        f"{played}, at most {settings['max_new_tokens']} tokens each",
-    ]
 
 
 def _flat(block: Row, prefix: str = "") -> list[tuple[str, str]]:

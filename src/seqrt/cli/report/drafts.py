@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from seqrt.cli.report.svg import INK, Plot, colour, heading, of_drafter, of_mark, plain_numbers
+from seqrt.cli.report.tables import shown_depths
 from seqrt.runtime.bundle import CHUNK
-from seqrt.runtime.profiling.measure import Answer, Measurement
+from seqrt.runtime.profiling.measure import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
 
-_SHOWN_DEPTH: Final = 8
-_REACHED: Final = 0.05  # of drafted steps: rates at depths that fewer reach are noise
 _LINEAR: Final = 16  # rows up to which an axis of rows is linear
 
 
@@ -29,8 +28,8 @@ def acceptance(document: Row, found: Sequence[Measurement]) -> Plot | None:
 
     figure = Figure()
     axes = figure.subplots()
-    for place, (row, one) in enumerate(zip(document["rows"], found, strict=True)):
-        rates = row["acceptance_by_depth"][: _depths(one.answers)]
+    for place, row in enumerate(document["rows"]):
+        rates = row["acceptance_by_depth"][: shown_depths(row)]
         if rates:
             depths = range(1, len(rates) + 1)
             axes.plot(depths, rates, color=of_drafter(place), marker=of_mark(place), label=row["draft"])
@@ -42,8 +41,8 @@ def acceptance(document: Row, found: Sequence[Measurement]) -> Plot | None:
     axes.set_xticks(range(1, max(deepest, 2) + 1))
     heading(figure, *axes.get_legend_handles_labels())
     caption = (
-        "Of the steps whose draft was so deep, the share that accepted a token at that depth. Depths that fewer than"
-        f" {_REACHED:.0%} of drafted steps reach are left out."
+        "Of the steps whose draft was so deep, the share that accepted a token at that depth. Depths that"
+        " fewer than one in twenty drafted steps reach are left out."
     )
     return Plot("acceptance", "Acceptance by depth", caption, figure)
 
@@ -107,13 +106,6 @@ def roofline(document: Row, found: Sequence[Measurement]) -> Plot | None:
     if prompts:
         caption += f" Star: a prompt, {CHUNK} rows at a time."
     return Plot("roofline", "Roofline: rows a second", caption, figure)
-
-
-def _depths(answers: Sequence[Answer]) -> int:
-    """So many depths are worth showing."""
-    drafted = [depth for answer in answers for depth, _ in answer.generation.trace.accepted_depth]
-    reached = [sum(depth >= level for depth in drafted) for level in range(1, _SHOWN_DEPTH + 1)]
-    return sum(count > _REACHED * len(drafted) for count in reached)
 
 
 def _steps(document: Row) -> list[tuple[int, float, int, int]]:
