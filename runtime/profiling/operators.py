@@ -17,7 +17,7 @@ from seqrt.runtime.probe import Recorder, Span, Timeline
 from seqrt.runtime.prompts import Prompt
 
 _STEPS: Final = 8  # of an answer; each is a thousand operators
-_MODULE: Final = re.compile(r"([\w.+-]+)/[A-Z]\w*_\d+")
+_MODULE: Final = re.compile(r"([A-Za-z_][\w+-]*(?:\.[\w+-]+)*)/[A-Z]\w*_\d+")
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 

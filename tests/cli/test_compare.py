@@ -11,18 +11,23 @@ Seqrt = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def document(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A real profile, of a few prompts."""
+    """A real profile of a dozen prompts, each answer with the same times: a profile of a calm machine."""
     import contextlib
     import io
 
     from seqrt.cli import main
 
     prompts = tmp_path_factory.mktemp("compare") / "prompts.txt"
-    prompts.write_text("".join(f"the {word} fox\n" for word in ("quick", "lazy", "red", "old", "sly")))
+    prompts.write_text("".join(f"the {word} fox\n" for word in range(12)))
     arguments = ["profile", str(bundle), "--prompts", str(prompts), "--max-new-tokens", "6", "--ignore-eos", "--json"]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main([*arguments, "--draft", "lookup", "--pp", "16", "--tg", "0"]) == 0
-    return json.loads(out.getvalue())
+    made = json.loads(out.getvalue())
+    for row in made["rows"]:
+        for answer in row["answers"]:
+            answer |= {"decode_seconds": 0.01, "ttft_ms": 5.0}
+    made["tests"] = [{"test": "pp16", "tokens_per_second": 500.0, "stddev": 1.0, "repeats": 5}]
+    return made
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def files(document: Any, tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
             *outer, last = name.split("__")
             place = other
             for key in outer:
-                place = place[key]
+                place = place[int(key) if key.isdigit() else key]
             place[last] = value
         paths = tmp_path / "first.json", tmp_path / "second.json"
         for file, each in zip(paths, (document, other), strict=True):
@@ -84,7 +89,7 @@ def test_slower(
 
 
 def test_chance_is_no_regression(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]], document: Any) -> None:
-    """One answer of five took twice as long: slower on average, and nothing that must happen again."""
+    """One answer of twelve took twice as long: slower on average, and nothing that must happen again."""
     first, second = files()
     other = json.loads(second.read_text())
     other["rows"][0]["answers"][0]["decode_seconds"] *= 2
@@ -102,7 +107,8 @@ def test_chance_is_no_regression(seqrt: Seqrt, files: Callable[..., tuple[Path, 
         ({"environment__gpu": "NVIDIA H100"}, "environment.gpu is None and 'NVIDIA H100'"),
         ({"settings__max_new_tokens": 7}, "settings.max_new_tokens is 6 and 7"),
         ({"settings__prompts_sha256": "0"}, "settings.prompts_sha256 is"),
-        ({"complete": False}, "the second profile is of an interrupted run"),
+        ({"complete": False}, "the second is of an interrupted run"),
+        ({"rows__1__draft": "hydra"}, "--draft lookup is in the first only"),
     ],
 )
 def test_different_runs_are_refused(
@@ -118,22 +124,61 @@ def test_different_runs_are_refused(
     assert named in forced.err
 
 
-def test_versions_and_drift_are_told(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]], document: Any) -> None:
-    slow = {"median": document["stability"]["copy_gb_per_second"]["median"] / 2, "variation": 0.0}
-    result = seqrt("compare", *files(environment__seqrt="9.9", stability__copy_gb_per_second=slow))
+def test_versions_are_told(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]]) -> None:
+    result = seqrt("compare", *files(environment__seqrt="9.9", settings__new_option=1, environment__platform="new"))
     assert result.code == 0
     assert "seqrt: seqrt: 0.1.0 and 9.9" in result.err
-    assert "the machine itself had 0.50 times memory bandwidth in the second run" in result.err
+    assert "seqrt: only one knows settings.new_option" in result.err
     assert "verdict" in result.out
 
 
-def test_drafters_that_only_one_has(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]], document: Any) -> None:
-    result = seqrt("compare", *files(rows=document["rows"][:1]))
+def test_answers_that_changed_are_told(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]]) -> None:
+    result = seqrt("compare", *files(rows__0__answers__3__text="0" * 12))
     assert result.code == 0
-    assert "only one profile has --draft lookup" in result.err
-    nothing = seqrt("compare", *files(rows=[], tests=[]))
+    assert "seqrt: none: 1 of 12 answers are not the same" in result.err
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(1.25, "unknown"), (0.8, "faster")])
+def test_where_the_machine_was_slower_nothing_is_known_to_be(
+    seqrt: Seqrt, files: Callable[..., tuple[Path, Path]], document: Any, scale: float, verdict: str
+) -> None:
+    slow = {"median": document["stability"]["copy_gb_per_second"]["median"] / 2, "variation": 0.0}
+    paths = files(scale, stability__copy_gb_per_second=slow)
+    result = seqrt("compare", *paths, "--fail-if-slower", "5%", "--json")
+    found = json.loads(result.out)
+    assert result.code == 0
+    assert {one["verdict"] for one in found["figures"]} == {verdict}
+    assert "the machine itself had 0.50 times memory bandwidth in the second run" in found["remarks"][0]
+
+
+def test_few_answers_say_nothing(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]]) -> None:
+    first, second = files(1.5, tests=[])
+    for file in (first, second):
+        shorter = json.loads(file.read_text())
+        for row in shorter["rows"]:
+            row["answers"] = row["answers"][:5]
+        file.write_text(json.dumps(shorter))
+    result = seqrt("compare", first, second, "--fail-if-slower", "5%", "--json")
+    assert result.code == 0
+    assert {one["verdict"] for one in json.loads(result.out)["figures"]} == {"unknown"}
+
+
+def test_two_runs_of_a_test_have_no_interval(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]]) -> None:
+    test = {"test": "pp16", "tokens_per_second": 100.0, "stddev": 1.0, "repeats": 2}
+    result = seqrt("compare", *files(tests=[test]), "--json")
+    assert json.loads(result.out)["figures"][-1]["verdict"] == "unknown"
+
+
+def test_nothing_in_common(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]]) -> None:
+    nothing = seqrt("compare", *files(rows=[], tests=[]), "--force")
     assert nothing.code == 1
     assert "have no figure in common; profile the same drafters and prompts" in nothing.error
+
+
+def test_markdown(seqrt: Seqrt, files: Callable[..., tuple[Path, Path]]) -> None:
+    result = seqrt("compare", *files(), "--format", "markdown")
+    assert result.out.startswith("| draft | figure |")
+    assert seqrt("compare", *files(), "--format", "csv").code == 2
 
 
 @pytest.mark.parametrize(
@@ -141,9 +186,11 @@ def test_drafters_that_only_one_has(seqrt: Seqrt, files: Callable[..., tuple[Pat
     [
         (None, "cannot be read: No such file or directory"),
         ("{", "is not JSON"),
-        ("[]", "has profile schema None, expected 2; measure again"),
-        ('{"schema": 1}', "has profile schema 1, expected 2"),
-        ('{"schema": 2}', "is a damaged profile (KeyError('rows')); measure again"),
+        ("[]", "is no profile; give the output of seqrt profile --json"),
+        ('{"traceEvents": []}', "is no profile; give the output of seqrt profile --json"),
+        ('{"schema": 1, "rows": []}', "has profile schema 1, expected 2; measure again"),
+        ('{"schema": 2, "rows": []}', "is a damaged profile (KeyError('"),
+        ('{"schema": 2, "rows": NaN}', "is not JSON: NaN is no number"),
         ('{"schema": 2, "rows": [{"draft": "none", "answers": [1]}], "tests": []}', "is a damaged profile"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,11 +64,13 @@ def test_commit_of_an_installation_from_a_repository(monkeypatch: pytest.MonkeyP
 
 def test_memory_is_that_of_this_process() -> None:
     before = peak_memory_mb()
-    block = np.ones(40_000_000, np.uint8)
+    assert before is not None
+    block = np.ones(int(1e6 * before) + 50_000_000, np.uint8)
     after = peak_memory_mb()
-    assert block.sum() == 40_000_000
-    assert before <= after
-    assert 50 < after < 20_000
+    assert after is not None
+    assert after > before + 40
+    assert block.all()
+    assert peak_memory_mb(less=20_000_000) == pytest.approx(after - 20, abs=5)
 
 
 def test_state_can_be_read() -> None:
@@ -108,14 +111,14 @@ def test_changes_in_words(before: dict[str, float], after: dict[str, float], exp
 
 def pulse(values: list[float]) -> Pulse:
     rest = iter(values)
-    made = Pulse(lambda: next(rest), before=State(stolen_seconds=0.0))
+    made = Pulse(lambda: next(rest), before=State(stolen_seconds=0.0), started=perf_counter())
     for _ in values:
         made.beat()
     return made
 
 
 def test_a_machine_that_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqrt.runtime.profiling.pulse.state", lambda: State(stolen_seconds=0.0))
+    monkeypatch.setattr("seqrt.runtime.profiling.pulse.state", lambda gpu: State(stolen_seconds=0.0))
     made = pulse([10.0, 10.1, 9.9])
     made.hash = [1000.0, 1001.0, 999.0]
     assert made.copy_gb_per_second == 10.0
@@ -126,7 +129,7 @@ def test_a_machine_that_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqrt.runtime.profiling.pulse.state", lambda: State(stolen_seconds=1e6))
+    monkeypatch.setattr("seqrt.runtime.profiling.pulse.state", lambda gpu: State(stolen_seconds=1e6))
     made = pulse([10.0, 5.0, 20.0])
     made.hash = [1000.0, 500.0, 900.0]
     first, second, third = made.report()["warnings"]
@@ -141,6 +144,11 @@ def test_a_pulse_that_never_beat() -> None:
     assert made.report()["copy_gb_per_second"] == {"median": None, "variation": None}
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_copies_on_the_host(threads: int) -> None:
-    assert 0.1 < HostCopy(threads)() < 10_000
+@pytest.mark.parametrize("threads", [1, 3])
+def test_copies_on_the_host(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are read and written by all threads, and counted so."""
+    monkeypatch.setattr("seqrt.runtime.profiling.pulse._seconds", lambda call: (call(), 0.5)[1])
+    copy = HostCopy(threads)
+    assert copy.num_bytes == pytest.approx(2 << 27, rel=1e-6)
+    assert copy() == pytest.approx(copy.num_bytes / 0.5 / 1e9)
+    assert all((target == 1).all() for target, _ in copy._buffers)

@@ -26,10 +26,22 @@ def traced(llama_bundle: Path) -> Iterator[list[Traced]]:
         yield trace_operators(model, PROMPT, WANTED)
 
 
-def test_modules_by_name() -> None:
-    assert module_of("layers.3.mlp.up/MatMul_71") == "layers.3.mlp.up"
-    assert module_of("layers.3/Add_7/QuickGeluFusion/") == "layers.3"
-    assert module_of("anything") == ""
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("layers.3.mlp.up/MatMul_71", "layers.3.mlp.up"),
+        ("layers.3/Mul_7/QuickGeluFusion/", "layers.3"),
+        ("hydra.0/MatMul_3", "hydra.0"),
+        ("{ForeignNode[layers.0.attention/Shape_3...layers.0.mlp/TopK_9]}", "layers.0"),
+        ("{ForeignNode[frame/Shape_3...readout/TopK_9]}", ""),
+        ("PWN(layers.0.mlp/Sigmoid_3, layers.0.mlp/Mul_4)", "layers.0.mlp"),
+        ("Reformatting CopyNode for Input Tensor 0 to layers.0/Cast_1", "layers.0"),
+        ("__myl_FcMulAdd_myl3_7", ""),
+        ("anything", ""),
+    ],
+)
+def test_modules_by_name(name: str, module: str) -> None:
+    assert module_of(name) == module
 
 
 def test_operators_lie_in_the_runs_of_their_engine(traced: list[Traced]) -> None:
@@ -80,12 +92,12 @@ def test_a_timeline_for_perfetto(model: Model, traced: list[Traced]) -> None:
         "operators, --draft medusa (slower)",
     ]
     tracks = {(event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    assert {name for (pid, _), name in tracks.items() if pid == 2} >= {
-        *("request", "tokenise", "prefill", "draft", "verify", "accept", "commit", "sample", "detokenise"),
-        *("engine: decoder", "engine: medusa"),
-    }
+    stages = ["request", "step", "tokenise", "prefill", "draft", "verify", "accept", "sample", "commit", "detokenise"]
+    for process in (1, 2):  # in the order of the loop, whatever came first
+        assert [name for (pid, _), name in sorted(tracks.items()) if pid == process][:10] == stages
+    assert {name for (pid, _), name in tracks.items() if pid == 2} >= {"engine: decoder", "engine: medusa"}
     spans = [event for event in events if event["ph"] == "X"]
-    assert {(event["pid"], event["tid"]) for event in spans} == tracks.keys()
+    assert {(event["pid"], event["tid"]) for event in spans} <= tracks.keys()
     assert min(event["ts"] for event in spans) == 0
     requests = {event["pid"]: event for event in spans if event["name"] == "request"}
     for event in spans:
@@ -94,10 +106,11 @@ def test_a_timeline_for_perfetto(model: Model, traced: list[Traced]) -> None:
         assert event["ts"] + event["dur"] <= whole["ts"] + whole["dur"] + 100
         if tracks[event["pid"], event["tid"]].startswith("engine"):
             assert event["dur"] >= 0
-    stages = [event for event in spans if event["pid"] == 2 and event["name"] == "verify"]
-    assert [event["args"]["rows"] for event in stages] == found.rows[1].rows
-    (attention, *_) = [event for event in spans if event["name"] == "Attention"]
+    steps = [event for event in spans if event["pid"] == 2 and event["name"].startswith("step ")]
+    assert [event["args"]["rows"] for event in steps] == found.rows[1].rows
+    (attention, *_) = [event for event in spans if event["args"].get("operator") == "Attention"]
     assert attention["args"]["module"] == "layers.0.attention"
+    assert attention["name"] == "layers.0.attention · Attention"
 
 
 def test_a_model_without_times_has_none(model: Model) -> None:

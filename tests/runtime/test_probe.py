@@ -148,7 +148,10 @@ def step(probe: Probe) -> None:
     probe.stage("detokenise")
 
 
-@pytest.mark.parametrize(("make", "most"), [(lambda: OFF, MICROSECONDS / 10), (Recorder, MICROSECONDS)])
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [(lambda: OFF, MICROSECONDS / 10), (Recorder, MICROSECONDS), (lambda: Recorder(nvtx_ranges()), MICROSECONDS)],
+)
 def test_what_listening_costs(make: Callable[[], Probe], most: float) -> None:
     """Per step; the best of some, because what else the machine does only adds."""
 
@@ -164,18 +167,22 @@ def test_what_listening_costs(make: Callable[[], Probe], most: float) -> None:
 
 
 def test_a_model_tells_everything(model: Model, prompt: list[int]) -> None:
-    recorder = Recorder()
-    start = perf_counter()
-    with model.attached(recorder):
-        made = model.generate(prompt, draft="medusa", max_new_tokens=20, ignore_eos=True, adaptive=False)
-    wall = perf_counter() - start
-    timeline = recorder.take()
+    recorder, shares = Recorder(), []
+    for _ in range(5):  # the best of some: between two clocks the machine may do something else
+        start = perf_counter()
+        with model.attached(recorder):
+            made = model.generate(prompt, draft="medusa", max_new_tokens=20, ignore_eos=True, adaptive=False)
+        wall = perf_counter() - start
+        timeline = recorder.take()
+        assert timeline.seconds <= wall
+        shares.append(timeline.seconds / wall)
+        model.forget()
+    assert max(shares) >= 0.98
     names = [stage.name for stage in timeline.stages]
     assert names[:5] == ["tokenise", "prefill", "sample", "draft", "detokenise"]
     assert names[5:10] == ["draft", "verify", "accept", "commit", "detokenise"]
     assert timeline.stages[-1].step == made.steps
     assert {run.name for run in timeline.runs} >= {"decoder", "medusa"}
-    assert 0.98 * wall <= timeline.seconds <= wall
     decoder = [run for run in timeline.runs if run.name == "decoder" and run.step]
     assert len(decoder) == made.steps
     assert [run.step for run in decoder] == list(range(1, made.steps + 1))
@@ -196,3 +203,12 @@ def test_nobody_listens_afterwards(model: Model, prompt: list[int]) -> None:
     model.generate(prompt, max_new_tokens=2)
     with pytest.raises(ValueError, match="no request was recorded"):
         recorder.take()
+
+
+def test_whoever_listened_before_listens_again(model: Model, prompt: list[int]) -> None:
+    outer, inner = Recorder(), Recorder()
+    with model.attached(outer):
+        with model.attached(inner):
+            model.generate(prompt, max_new_tokens=2)
+        assert model.probe is outer
+    assert inner.take().stages

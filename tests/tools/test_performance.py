@@ -38,9 +38,20 @@ def test_profiles_follow_the_schema(file: Path) -> None:
 
 def test_the_command_of_a_profile() -> None:
     document = json.loads(PAGES[0].read_text())
-    settings = document["settings"] | {"repeat": 3, "max_new_tokens": 32, "tree": "0 00", "adaptive": False}
+    plain = shlex.split(performance.command(document))
+    assert plain[:3] == ["seqrt", "profile", "BUNDLE"]
+    assert "--prompts" not in plain
+    changes = {"repeat": 3, "max_new_tokens": 32, "tree": "0 00", "adaptive": False, "ignore_eos": True, "top_p": 0.9}
+    settings = document["settings"] | changes | {"stop": ["a b", "c"], "tg": 64, "prompts_sha256": "of others"}
     words = shlex.split(performance.command(document | {"settings": settings}))
-    assert words[:3] == ["seqrt", "profile", "BUNDLE"]
-    assert words[words.index("--tree") + 1] == "0 00"
-    assert {"--no-adaptive", "--json"} <= set(words)
-    assert words[words.index("--repeat") + 1] == "3"
+    for flag, value in (("--tree", "0 00"), ("--repeat", "3"), ("--top-p", "0.9"), ("--tg", "64"), ("--stop", "a b")):
+        assert words[words.index(flag) + 1] == value
+    assert {"--no-adaptive", "--ignore-eos", "--json", "--prompts", "FILE"} <= set(words)
+    assert words.count("--stop") == 2
+
+
+def test_a_profile_of_one_conversation() -> None:
+    document = json.loads(PAGES[0].read_text())
+    pulse = {"median": 30.0, "variation": None}
+    stability = document["stability"] | {"copy_gb_per_second": pulse, "sha256_mb_per_second": pulse}
+    assert "copies of 30.0 GB/s, SHA-256 of 30.0 MB/s" in performance.section("x", document | {"stability": stability})
