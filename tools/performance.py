@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from seqrt.cli.report.tables import markdown, remarks, tables
+from seqrt.cli.report.tables import markdown, remarks, summary, tables, warnings
 from seqrt.cli.session import prompts_of
 from seqrt.runtime.options import Options
 from seqrt.runtime.profiling.run import Amount
@@ -41,20 +41,12 @@ def page(profiles: Sequence[Path]) -> str:
 
 def section(name: str, document: dict[str, Any]) -> str:
     """One profile in words and tables."""
-    machine, settings = document["environment"], document["settings"]
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads'] or machine['cores']} threads"
-    what = (
-        f"{where}, {machine['engine']}, seqrt {machine['seqrt']} at {(machine['commit'] or 'no commit')[:7]};"
-        f" {settings['bundle']}, weights `{settings['quantization']}`, {settings['prompts']} prompts"
-        f" x {settings['max_new_tokens']} new tokens, {settings['repeat']} times."
-    )
-    lines = [f"## {name.replace('-', ' ')}", "", what, "", f"    {command(document)}", ""]
+    lines = [f"## {name.replace('-', ' ')}", "", f"{summary(document)}.", "", f"    {command(document)}", ""]
     for table in tables(document):
-        if table[1]:
-            lines += [markdown(table), ""]
+        lines += [markdown(table), ""]
     if document.get("operators"):
         lines += [markdown(operators(document)), ""]
-    lines += [f"* {line}" for line in [*remarks(document), *_stability(document["stability"])]]
+    lines += [f"* {line}" for line in [*remarks(document), _pulse(document["stability"]), *warnings(document)]]
     return "\n".join([*lines, ""])
 
 
@@ -91,13 +83,13 @@ def _times(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['ms_per_step']:.3f}", f"{row['share']:.1%}"
 
 
-def _stability(stability: dict[str, Any]) -> list[str]:
+def _pulse(stability: dict[str, Any]) -> str:
     parts = []
     for key, what in (("copy_gb_per_second", "copies of {} GB/s"), ("sha256_mb_per_second", "SHA-256 of {} MB/s")):
         figures = stability[key]
         varied = "" if figures["variation"] is None else f" (varied by {figures['variation']:.1%})"
         parts.append(what.format(figures["median"]) + varied)
-    return [f"the machine's pulse: {', '.join(parts)}", *stability["warnings"]]
+    return f"the machine's pulse: {', '.join(parts)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
