@@ -27,6 +27,8 @@ from seqrt.runtime.engines.tensorrt import TensorRTEngine, layer_times
 from seqrt.runtime.model import Model, load
 from seqrt.runtime.options import Options
 from seqrt.runtime.profiling.operators import trace_operators
+from seqrt.runtime.profiling.pulse import device_copy
+from seqrt.runtime.profiling.run import Amount, profile
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.tune import tune
@@ -456,3 +458,20 @@ def test_the_real_profiler_interface_takes_ours() -> None:
         (1, "a", 0.0, 0.002),
         (1, "b", 0.002, 0.002),
     ]
+
+
+def test_a_profile_of_a_gpu(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is counted, and the pulse is that of its own."""
+    monkeypatch.setattr("seqrt.runtime.profiling.run.device_copy", partial(device_copy, size=1 << 16))
+    model = rig.open()
+    wanted = [Options(max_new_tokens=6, ignore_eos=True, draft=draft) for draft in ("none", "hydra")]
+    prompts = [Prompt(turns=(f"the {word} fox",), id=word) for word in ("red", "old", "sly")]
+    document = profile(model, prompts, wanted, Amount(pp=8, tg=4)).document
+    assert document["memory"]["gpu_used_mb"] is not None
+    assert document["environment"]["gpu"] == "stand-in"
+    assert document["environment"]["engine"].startswith("TensorRT-RTX")
+    assert document["stability"]["copy_gb_per_second"]["median"] > 0
+    hydra = document["rows"][1]
+    weights = model.bundle.info("decoder", model.engines.variant).weight_bytes
+    assert hydra["bytes_per_step"] >= weights + model.cache_bytes
+    assert [row["new_tokens"] for row in document["rows"]] == [18, 18]
