@@ -275,10 +275,9 @@ def _stamp_path(bundle: Bundle) -> Path:
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
-    if not path.exists():
-        raise BundleError(f"{path} does not exist; make a bundle with: seqrt export SOURCE {path}")
     if not file.is_file():
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: seqrt export SOURCE {path}")
+        why = f"it has no {MANIFEST}" if path.exists() else "it does not exist"
+        raise BundleError(f"{path} is not a bundle: {why}; make one with: seqrt export SOURCE {path}")
     if file.stat().st_size > _MAX_MANIFEST_BYTES:
         raise BundleError(
             f"{file} has {file.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}; export again"

@@ -114,6 +114,8 @@ class OrtEngine:
 
     def close(self) -> None:
         """Lets go of the session and its buffers."""
+        if self._times is not None:
+            self._times.close(self._session)
         self._binding = self._session = None
         self._buffers.clear()
         self._views.clear()
@@ -150,8 +152,7 @@ class OperatorTimes:
 
     def read(self, session: Any) -> list[Operator]:
         """All operators of all runs; the profiler ends with that."""
-        with self._folder:
-            events = json.loads(Path(session.end_profiling()).read_bytes())
+        events = json.loads(Path(session.end_profiling()).read_bytes())
         begins = sorted(event["ts"] for event in events if event.get("name") == "model_run")
         found = []
         for event in events:
@@ -161,6 +162,12 @@ class OperatorTimes:
                 if run >= 0:  # earlier ones belong to the session's start: constants that it folds
                     found.append(Operator(run, name, op_type, (event["ts"] - begins[run]) / 1e6, event["dur"] / 1e6))
         return found
+
+    def close(self, session: Any) -> None:
+        """Ends the profiler, which writes its file again, and removes what it wrote."""
+        if session is not None:
+            session.end_profiling()
+        self._folder.cleanup()
 
 
 def import_onnxruntime() -> Any:

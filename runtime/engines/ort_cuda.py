@@ -113,6 +113,8 @@ class OrtCudaEngine:
         self._tensors.clear()
         self._kept.clear()
         self._states.clear()
+        if self._times is not None:
+            self._times.close(self._session)
         self._binding = self._session = None
 
     def _open(self, path: Path, record: bool, operators: bool) -> tuple[Any, bool]:

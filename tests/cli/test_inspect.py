@@ -97,6 +97,6 @@ def test_links_are_refused(seqrt: Seqrt, copy: Path) -> None:
 def test_not_a_bundle(seqrt: Seqrt, tmp_path: Path) -> None:
     result = seqrt("inspect", tmp_path / "nothing")
     assert result.code == 1
-    assert "is not a bundle: it has no seqrt.json; make one with: seqrt export" in result.error
+    assert "is not a bundle: it does not exist; make one with: seqrt export" in result.error
     (tmp_path / "seqrt.json").write_text("{")
     assert "is no valid JSON" in seqrt("inspect", tmp_path).error

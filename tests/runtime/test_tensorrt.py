@@ -438,7 +438,7 @@ def test_times_of_layers(rig: Rig, cpu: Model) -> None:
     prompt, wanted = Prompt(turns=("the fox",)), [Options(max_new_tokens=3, ignore_eos=True)]
     (traced,) = trace_operators(model, prompt, wanted)
     decoder = [run for run in traced.timeline.runs if run.name == "decoder"]
-    assert [one.module for one in traced.operations] == ["layers.0", "layers.0"] * len(decoder)
+    assert [one.module for one in traced.operations] == ["layers.0.attention", "layers.0.mlp"] * len(decoder)
     pairs = zip(traced.operations[::2], traced.operations[1::2], strict=True)
     for run, (first, second) in zip(decoder, pairs, strict=True):
         assert first.span.start == run.start

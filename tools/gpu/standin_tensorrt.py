@@ -290,7 +290,10 @@ class Context:
         if self.profiler is not None:
             if self.engine.api.cuda.is_recording():
                 return self._refuse("what is recorded has no times of layers")
-            for layer in ("layers.0/attention", "layers.0/mlp"):
+            for layer in (
+                "{ForeignNode[layers.0.attention/Shape_3...layers.0.attention/MatMul_9]}",
+                "layers.0.mlp/MatMul_12",
+            ):
                 self.profiler.report_layer_time(layer, 0.5)
         code = self.engine.api.cuda.enqueue(stream, lambda: self._compute(shapes, addresses))
         return True if not code else self._refuse(f"the stream is none: {code.name}")
