@@ -51,7 +51,7 @@ QUANTIZED = (
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Medians over the repeats of one way of drafting; the first token comes with the prompt."""
+    """Medians over the repeats of one way of drafting; the first token comes with the prompt and counts for no step."""
 
     draft: str
     tokens_per_second: float
@@ -64,7 +64,7 @@ class Speed:
         return cls(
             draft,
             median(run.tokens_per_second for run in runs),
-            median(run.tokens_per_step for run in runs),
+            median((run.new_tokens - 1) / run.steps if run.steps else 1.0 for run in runs),
             1e3 * median(run.seconds["prefill"] for run in runs),
         )
 
@@ -156,6 +156,7 @@ def _demo(console: Console, model: Model, options: argparse.Namespace) -> int:
     code, remark = outcome(manifest.quantization, found)
     if remark:
         console.print(remark, soft_wrap=True)
+    console.print(f"where the time goes: seqrt profile {options.bundle} --html profile.html", soft_wrap=True)
     return code
 
 

@@ -52,6 +52,8 @@ class OrtEngine:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
+            if self._times is not None:
+                self._times.close(None)
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} refuses {path.name}: {first_line(error)};"
                 " upgrade onnxruntime or export again"

@@ -45,7 +45,7 @@ def test_another_text_fails_unless_weights_are_quantised(
 
 def test_speed_is_the_median_of_the_runs() -> None:
     runs: list[Any] = [
-        SimpleNamespace(tokens_per_second=speed, tokens_per_step=2.0, seconds={"prefill": speed / 1000})
+        SimpleNamespace(tokens_per_second=speed, new_tokens=21, steps=10, seconds={"prefill": speed / 1000})
         for speed in (10.0, 30.0, 11.0)
     ]
     assert Speed.of("none", runs) == Speed("none", 11.0, 2.0, 11.0)

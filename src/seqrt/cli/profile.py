@@ -38,7 +38,7 @@ def profile(
     prompts: PromptFile = None,
     draft: Drafts = None,
     repeat: Annotated[int, typer.Option(help="Play all prompts so often.")] = 1,
-    warmup: Annotated[int, typer.Option(help="Play so many prompts before, which are not counted.")] = 1,
+    warmup: Annotated[int, typer.Option(help="Play so many prompts before with each drafter, uncounted.")] = 1,
     pp: Annotated[
         int | None, typer.Option(help="Tokens of the prompt of llama-bench's pp; 512 if not given, 0 for none.")
     ] = None,
