@@ -5,8 +5,6 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -136,6 +134,9 @@ def state(*, gpu: bool = True) -> State:
 
 def gpu_state() -> Mapping[str, str]:
     """What nvidia-smi says of the GPU that is used, the first that programs may see; nothing where there is none."""
+    import shutil
+    import subprocess  # 5 ms, which every start would pay
+
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}

@@ -4,7 +4,6 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -148,6 +147,8 @@ class OperatorTimes:
     """
 
     def __init__(self, options: Any) -> None:
+        from tempfile import TemporaryDirectory  # 5 ms, which every start would pay
+
         self._folder = TemporaryDirectory(prefix="seqrt-")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name, "ort"))

@@ -137,6 +137,8 @@ class OrtCudaEngine:
                     _log.info("%s runs without CUDA graphs: %s", path.name, why)
                 return session, records
             why = " ".join(said.getvalue().split()) or _missing(self._ort)
+        if self._times is not None:
+            self._times.close(None)
         raise EngineError(
             f"ONNX Runtime {self._ort.__version__} cannot run {path.name} on the GPU: {why};"
             " see what `seqrt doctor` says of the CUDA provider"

@@ -15,13 +15,13 @@ from typing import Any, Final
 import numpy as np
 
 from seqrt.errors import RequestError
+from seqrt.runtime.profiling.pulse import KINDS
 from seqrt.runtime.profiling.report import SCHEMA
 from seqrt.runtime.profiling.statistics import STUDENT, Totals, rate_ratio_of_runs
 
 _MACHINE: Final = ("cpu", "cores", "threads", "gpu", "power_mode")
 _MAX_BYTES: Final = 1 << 28
 _DRIFT: Final = 0.1  # of the machine's own pulse between two profiles
-_PULSE: Final = {"copy_gb_per_second": "memory bandwidth", "sha256_mb_per_second": "a core's speed"}
 
 Document = dict[str, Any]
 Answers = dict[tuple[str, int, int], Document]
@@ -135,23 +135,26 @@ def remarks(old: Document, new: Document) -> list[str]:
 
 def drift(old: Document, new: Document) -> dict[str, float]:
     """How many times as fast the machine itself was in the second run, by its pulse."""
-    pulses = [[one["stability"][key]["median"] for key in _PULSE] for one in (old, new)]
+    pulses = [[one["stability"][key]["median"] for key in KINDS] for one in (old, new)]
     return {
-        what: second / first for what, first, second in zip(_PULSE.values(), *pulses, strict=True) if first and second
+        what: second / first for what, first, second in zip(KINDS.values(), *pulses, strict=True) if first and second
     }
 
 
 def compare(old: Document, new: Document) -> Iterator[Ratio]:
     """All figures that both have. Where the machine itself was slower, none is known to be."""
     is_slower = min(drift(old, new).values(), default=1.0) < math.exp(-_DRIFT)
+    for one in _figures(old, new):
+        yield replace(one, interval=None) if is_slower and one.ratio < 1 else one
+
+
+def _figures(old: Document, new: Document) -> Iterator[Ratio]:
     for draft, first, second in _common(old, new):
-        for one in _of_answers(draft, first, second):
-            yield replace(one, interval=None) if is_slower and one.ratio < 1 else one
+        yield from _of_answers(draft, first, second)
     tests = {test["test"]: test for test in new["tests"]}
     for test in old["tests"]:
         if test["test"] in tests:
-            one = _of_test(test, tests[test["test"]])
-            yield replace(one, interval=None) if is_slower and one.ratio < 1 else one
+            yield _of_test(test, tests[test["test"]])
 
 
 def _common(old: Document, new: Document) -> list[tuple[str, Answers, Answers]]:

@@ -7,7 +7,7 @@ them. A conversation starts with an empty cache; later turns reuse what the earl
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -222,8 +222,7 @@ def _rounds(
             before()
             answers: dict[int, list[Answer]] = {}
             for place in _rotated(len(wanted), number + round_):
-                played = _play(model, recorder, prompt, wanted[place])
-                answers[place] = [replace(one, prompt=names[number], repeat=round_) for one in played]
+                answers[place] = _play(model, recorder, prompt, wanted[place], names[number], round_)
                 advance()
             yield [answers[place] for place in range(len(wanted))]
 
@@ -243,12 +242,14 @@ def _names(prompts: Sequence[Prompt]) -> list[str]:
     return ids if len(set(ids)) == len(ids) else [str(number) for number in range(1, len(ids) + 1)]
 
 
-def _play(model: Model, recorder: Recorder, prompt: Prompt, options: Options) -> list[Answer]:
+def _play(
+    model: Model, recorder: Recorder, prompt: Prompt, options: Options, name: str = "", repeat: int = 0
+) -> list[Answer]:
     """The answers of a conversation."""
     model.forget()
     recorder.clear()
     answers = []
     for turn, stream in enumerate(play(model, prompt, options)):
         generation = stream.finish()
-        answers.append(Answer(prompt.id, turn, 0, generation, recorder.take(), model.cache_bytes))
+        answers.append(Answer(name, turn, repeat, generation, recorder.take(), model.cache_bytes))
     return answers

@@ -19,6 +19,7 @@ from seqrt.runtime.engines.cuda import Cuda, DeviceBuffer, Stream
 from seqrt.runtime.machine import State, state
 from seqrt.runtime.profiling.statistics import variation
 
+KINDS: Final = {"copy_gb_per_second": "memory bandwidth", "sha256_mb_per_second": "a core's speed"}
 _COPIED: Final = 1 << 27  # bytes of a copy: more than most caches hold
 _COPIED_ON_GPU: Final = 1 << 28
 _COPIES: Final = 4  # of which the fastest is what memory can do
@@ -65,13 +66,9 @@ class Pulse:
         """The block "stability" of a profile: what was seen, and warnings in words."""
         after = state(gpu=self.has_gpu)
         before = self.before or after
-        varied = {
-            "copy_gb_per_second": (self.copy, "memory bandwidth"),
-            "sha256_mb_per_second": (self.hash, "a core's speed"),
-        }
         found: dict[str, Any] = {"beats": len(self.copy)}
         warnings = []
-        for key, (values, what) in varied.items():
+        for (key, what), values in zip(KINDS.items(), (self.copy, self.hash), strict=True):
             change = variation(values)
             found[key] = {"median": round(median(values), 3) if values else None, "variation": change}
             if change is not None and change > _UNSTABLE:

@@ -73,8 +73,11 @@ def profile(
     """
     cuda = model.engines.cuda
     loaded_mb = peak_memory_mb()
-    host = HostCopy(threads or os.cpu_count() or 1)
-    pulse = Pulse(host if cuda is None else partial(device_copy, cuda), has_gpu=cuda is not None)
+    if cuda is None:
+        copy = HostCopy(threads or os.cpu_count() or 1)
+        pulse, held_bytes = Pulse(copy), copy.num_bytes
+    else:
+        pulse, held_bytes = Pulse(partial(device_copy, cuda), has_gpu=True), 0
     tests = Throughput(model, amount.pp, amount.tg)
     tests.warm_up()
     played = itertools.count()
@@ -89,7 +92,7 @@ def profile(
     measured = measure(
         model, prompts, wanted, repeat=amount.repeat, warm_up=amount.warm_up, before=before, advance=advance
     )
-    used_mb = peak_memory_mb(less=host.num_bytes)  # the buffers of the pulse are ours, not the model's
+    used_mb = peak_memory_mb(less=held_bytes)  # the buffers of the pulse are ours, not the model's
     free, total = (0, 0) if cuda is None else cuda.memory()
     document = {
         "schema": SCHEMA,

@@ -5,7 +5,7 @@ their own, come as processes of their own.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from seqrt.runtime.generate import REQUEST_STAGES, STEP_STAGES
@@ -25,7 +25,8 @@ def chrome_trace(found: Sequence[Measurement], traced: Sequence[Traced] = ()) ->
     """
     events: list[Event] = []
     processes = itertools.count(1)
-    start = min(timeline.start for timeline in [*_all(found), *(one.timeline for one in traced)])
+    measured = (timeline for one in found for timeline in one.timelines)
+    start = min(timeline.start for timeline in (*measured, *(one.timeline for one in traced)))
     for one in found:
         process = _Process(events, next(processes), f"--draft {one.draft}", start)
         for answer in one.answers:
@@ -100,8 +101,3 @@ class _Process:
         if track:  # tracks in the order in which they come, not by name
             sort = {"sort_index": track}
             self._events.append({"ph": "M", "name": "thread_sort_index", "pid": self._pid, "tid": track, "args": sort})
-
-
-def _all(found: Iterable[Measurement]) -> Iterator[Timeline]:
-    for one in found:
-        yield from one.timelines

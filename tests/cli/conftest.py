@@ -1,11 +1,14 @@
 """A tiny random Llama with a tokenizer and Medusa heads, exported once for all tests of the command line."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from seqrt.cli import main
 from seqrt.exporter.export import export
+from seqrt.runtime.generate import Loop
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, WIDE, VOCAB = 64, 2, 4, 2, 96, 320
 CAPACITY = 256
@@ -54,6 +58,24 @@ def seqrt(capfd: pytest.CaptureFixture[str]) -> Seqrt:
         return Result(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Presses Ctrl-C in a step of the loop, counted from 1."""
+
+    def press(number: int) -> None:
+        step, left = Loop._step, [number]
+
+        def interrupted(loop: Loop, *arguments: Any) -> list[int]:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(loop, *arguments)
+
+        monkeypatch.setattr(Loop, "_step", interrupted)
+
+    return press
 
 
 @pytest.fixture(scope="session")

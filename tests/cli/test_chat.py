@@ -1,7 +1,5 @@
 import io
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,17 +105,9 @@ def test_interrupt_stops_the_answer_not_the_program(
     bundle: Path,
     say: Callable[[str], None],
     heard: list[list[dict[str, str]]],
-    monkeypatch: pytest.MonkeyPatch,
+    interrupt_at: Callable[[int], None],
 ) -> None:
-    step, left = Loop._step, [3]
-
-    def interrupted(loop: Loop, *arguments: Any) -> list[int]:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(loop, *arguments)
-
-    monkeypatch.setattr(Loop, "_step", interrupted)
+    interrupt_at(3)
     say("the fox\nthe dog\n")
     result = seqrt("chat", bundle, "--ignore-eos", "--max-new-tokens", 6, "--json")
     results = json.loads(result.out)["results"]

@@ -11,7 +11,6 @@ import jsonschema
 import pytest
 
 from seqrt.runtime.bundle import open_bundle
-from seqrt.runtime.generate import Loop
 
 Seqrt = Callable[..., Any]
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/profile.schema.json").read_text())
@@ -163,25 +162,12 @@ def test_timeline(seqrt: Seqrt, bundle: Path, prompts: Path, tmp_path: Path) -> 
     assert any(event["args"].get("operator") == "Attention" for event in trace["traceEvents"])
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Presses Ctrl-C in that step of the loop."""
-    step, left = Loop._step, [number]
-
-    def interrupted(loop: Loop, *arguments: Any) -> list[int]:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(loop, *arguments)
-
-    monkeypatch.setattr(Loop, "_step", interrupted)
-
-
 @pytest.mark.parametrize(("number", "played"), [(31, 1), (38, 2)])
 def test_an_interrupt_gives_a_partial_report(
-    seqrt: Seqrt, bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, number: int, played: int
+    seqrt: Seqrt, bundle: Path, prompts: Path, interrupt_at: Callable[[int], None], number: int, played: int
 ) -> None:
     """In the second of three prompts, and in llama-bench's test before the third; an answer has five steps."""
-    interrupt_at(monkeypatch, number)
+    interrupt_at(number)
     result = seqrt(
         *("profile", bundle, "--prompts", prompts, "--max-new-tokens", 6, "--ignore-eos", "--draft", "none"),
         *("--json", "--pp", 0, "--tg", 6),
@@ -196,9 +182,9 @@ def test_an_interrupt_gives_a_partial_report(
 
 
 def test_an_interrupt_before_anything_was_measured(
-    seqrt: Seqrt, bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    seqrt: Seqrt, bundle: Path, prompts: Path, interrupt_at: Callable[[int], None]
 ) -> None:
-    interrupt_at(monkeypatch, 2)
+    interrupt_at(2)
     result = seqrt("profile", bundle, "--prompts", prompts, "--json")
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines() == ["seqrt: nothing was measured yet", "seqrt: error: interrupted"]

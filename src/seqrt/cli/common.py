@@ -191,6 +191,19 @@ def check_output(flag: str, file: Path | None, endings: Sequence[str] = ()) -> N
         raise RequestError(f"{flag} {file} cannot be written; give a file in a folder that you may write to")
 
 
+def check_drawing(flag: str, file: Path | None, endings: Sequence[str]) -> None:
+    """Checks a file that matplotlib is to draw as `check_output` does, and that matplotlib is there.
+
+    Raises:
+        RequestError: one of them is not so.
+    """
+    import importlib.util
+
+    check_output(flag, file, endings)
+    if file is not None and importlib.util.find_spec("matplotlib") is None:
+        raise RequestError(f"{flag} needs matplotlib; run: pip install 'seqrt[plot]'")
+
+
 def _bias(text: str) -> tuple[int, float]:
     token, _, bias = text.partition("=")
     try:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_output, command
+from seqrt.cli.common import (
+    Backend,
+    BundlePath,
+    Drafts,
+    Json,
+    PromptFile,
+    Threads,
+    check_drawing,
+    check_output,
+    command,
+)
 from seqrt.cli.console import emit, note, progress
 from seqrt.cli.doctor_jetson import power_mode
 from seqrt.cli.report.tables import FORMATS, print_profile, warnings
@@ -64,7 +74,7 @@ def profile(
 
     _check(repeat, warmup, pp, tg, as_format)
     check_output("--trace", trace)
-    _check_page(html)
+    check_drawing("--html", html, _PAGE)
     asked = prompts_of(prompts)
     model = open_model(bundle, backend, threads)
     wanted = drafted(model, draft, options)
@@ -157,15 +167,6 @@ def _check(repeat: int, warmup: int, pp: int | None, tg: int | None, as_format: 
             raise RequestError(f"--{name} is {value}; give {least} or more")
     if as_format not in FORMATS:
         raise RequestError(f"--format is {as_format!r:.40}; choose one of {', '.join(FORMATS)}, or --json")
-
-
-def _check_page(html: Path | None) -> None:
-    """Raises RequestError before anything is measured."""
-    import importlib.util
-
-    check_output("--html", html, _PAGE)
-    if html is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RequestError("--html needs matplotlib; run: pip install 'seqrt[plot]'")
 
 
 def _settings(options: Options, model: "Model", asked: "Sequence[Prompt]") -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_output, command
+from seqrt.cli.common import Backend, BundlePath, Drafts, Json, PromptFile, Threads, check_drawing, command
 from seqrt.cli.console import emit, note, print_table, status
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError
@@ -53,7 +53,7 @@ def tune(
         raise RequestError(f"--budget-seconds is {budget_seconds}; give a number above 0")
     if options.tree not in (None, DYNAMIC):
         raise RequestError(f"--tree is {options.tree!r:.60}; give dynamic, or leave it out: finding trees is the aim")
-    _check_plot(plot)
+    check_drawing("--plot", plot, _FORMATS)
     if not os.access(bundle, os.W_OK) and bundle.is_dir():
         raise RequestError(
             f"{bundle} cannot be written, and {tuning_file(backend)} belongs there; copy the bundle elsewhere"
@@ -85,17 +85,6 @@ def tune(
             f"{tuning.prompts} of {len(asked)} prompts fitted into --budget-seconds {budget_seconds:g}; more are surer"
         )
     note(f"written to {file}: run, chat and profile start from these costs, and with --no-adaptive verify these trees")
-
-
-def _check_plot(plot: Path | None) -> None:
-    """Raises RequestError before anything is measured."""
-    if plot is None:
-        return
-    import importlib.util
-
-    check_output("--plot", plot, _FORMATS)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise RequestError("--plot needs matplotlib; run: pip install 'seqrt[plot]'")
 
 
 def _print(tuning: "Tuning") -> None:

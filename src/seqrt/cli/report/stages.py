@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from seqrt.cli.report.svg import HEIGHT, INK, WIDTH, Plot, bare, colour, heading, of_stage, short
-from seqrt.runtime.generate import REQUEST_STAGES
+from seqrt.cli.report.tables import counted, stages_of_steps
 from seqrt.runtime.probe import Span
 from seqrt.runtime.profiling.measure import Answer, Measurement
 
@@ -71,7 +71,7 @@ def one_step(document: Row, found: Sequence[Measurement]) -> Plot | None:
         stages.draw(axes, place, spans, spans[0].start)
         _engines(axes, place, [run for run in answer.timeline.runs if run.step == step], spans[0].start)
         took, rows = 1e3 * (spans[-1].end - spans[0].start), answer.generation.trace.rows
-        text = f"{draft}: step {step}" + (f", {_counted(rows[step - 1], 'row')}" if step <= len(rows) else "")
+        text = f"{draft}: step {step}" + (f", {counted(rows[step - 1], 'row')}" if step <= len(rows) else "")
         _say(axes, place, 0, f"{text}, {short(took)} ms")
         right = max(right, took)
     axes.set(xlabel="ms since the step began", xlim=(0, 1.01 * right))
@@ -91,7 +91,7 @@ def stages(document: Row, found: Sequence[Measurement]) -> Plot | None:
     rows = [row for row in document["rows"] if row["stages_ms"]["host"]["mean"] is not None]
     if not rows:
         return None
-    names = [name for name in rows[0]["stages_ms"] if name not in (*REQUEST_STAGES, "host")]
+    names = stages_of_steps(rows[0])
     longest = max(names, key=lambda name: sum(row["stages_ms"][name]["mean"] for row in rows))
     figure = Figure(figsize=(WIDTH, 1.7 + 0.62 * len(rows)))
     whole, rest = figure.subplots(2, 1, height_ratios=(1, 1.7))
@@ -119,7 +119,7 @@ def operators(document: Row, found: Sequence[Measurement]) -> Plot | None:
     named = [(_named(each), each["ms_per_step"], each["share"]) for each in shown]
     if others:
         total = (sum(each["ms_per_step"] for each in others), sum(each["share"] for each in others))
-        named.append((_counted(len(others), "smaller one"), *total))
+        named.append((counted(len(others), "smaller one"), *total))
     figure = Figure(figsize=(WIDTH, max(0.55 + 0.3 * len(named), HEIGHT / 2)))
     axes = figure.subplots()
     longest = max(ms for _, ms, _ in named) or 1.0
@@ -214,11 +214,7 @@ def _told(draft: str, answer: Answer, first: float, until: float) -> str:
     """A lane in words."""
     emitted = answer.generation.trace.emitted[: len(_numbers(_early(answer)))]
     before, took = short(1e3 * (first - answer.timeline.start)), short(1e3 * (until - first))
-    return f"{draft}: {before} ms, then {_counted(sum(emitted), 'token')} in {took} ms"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return f"{draft}: {before} ms, then {counted(sum(emitted), 'token')} in {took} ms"
 
 
 def _early(answer: Answer) -> list[Span]:

@@ -40,11 +40,10 @@ def summary(document: Row) -> str:
     """What was measured where, in a line."""
     machine, settings = document["environment"], document["settings"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads'] or machine['cores']} threads"
-    asked = f"{settings['prompts']} prompt{'' if settings['prompts'] == 1 else 's'}"
     return (
         f"{settings['bundle']} ({settings['variant']}, weights {settings['quantization']}) on {where},"
         f" {machine['engine']}, seqrt {machine['seqrt']} at {(machine['commit'] or 'no commit')[:7]},"
-        f" {machine['date'][:10]}: {asked} x {settings['max_new_tokens']} new tokens"
+        f" {machine['date'][:10]}: {counted(settings['prompts'], 'prompt')} x {settings['max_new_tokens']} new tokens"
         + (f", {settings['repeat']} times" if settings["repeat"] > 1 else "")
     )
 
@@ -52,7 +51,7 @@ def summary(document: Row) -> str:
 def tables(document: Row) -> list[Table]:
     """Headings and rows: speed, latency, where steps spend their time, bandwidth, and llama-bench's figures."""
     rows = document["rows"]
-    stages = [name for name in rows[0]["stages_ms"] if name not in (*REQUEST_STAGES, "host")]
+    stages = stages_of_steps(rows[0])
     tests = [(test["test"], f"{test['tokens_per_second']:.2f} ± {test['stddev']:.2f}") for test in document["tests"]]
     every: list[Table] = [
         (
@@ -96,6 +95,16 @@ def remarks(document: Row) -> list[str]:
     memory = document["memory"]
     told = [f"{memory[key]:.0f} MB of the {what}" for key, what in _MEMORY if memory[key] is not None]
     return [*lines, f"memory at most: {', '.join(told)}"] if told else lines
+
+
+def stages_of_steps(row: Row) -> list[str]:
+    """In the order of the loop."""
+    return [name for name in row["stages_ms"] if name not in (*REQUEST_STAGES, "host")]
+
+
+def counted(count: int, what: str) -> str:
+    """Such as "1 prompt" and "2 prompts"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def shown_depths(row: Row) -> int:
