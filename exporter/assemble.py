@@ -12,13 +12,21 @@ import onnx_ir as ir
 import torch
 
 from seqrt.exporter.blocks import rewrite
-from seqrt.exporter.check import check_compaction, check_decoder, check_graph
+from seqrt.exporter.check import Arrays, check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import QuantBlocks
 from seqrt.exporter.heads import EMBEDDING, HeadGraph, Heads
 from seqrt.exporter.origins import name_nodes
 from seqrt.exporter.passes import fix_dimension, turn_weights
 from seqrt.exporter.quantize import BLOCK, Method, as_computed, quantized, round_int8
-from seqrt.exporter.stitch import compaction_graph, decoder_graph, logits_graph, model_of, parameters_of
+from seqrt.exporter.stitch import (
+    Score,
+    compaction_graph,
+    decoder_graph,
+    logits_graph,
+    model_of,
+    parameters_of,
+    score_graph,
+)
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.targets import TORCH_DTYPES, Dtype, Variant, require
 from seqrt.exporter.weights import DecoderWeights, load_decoder
@@ -100,6 +108,7 @@ class Assembly:
         graphs = {
             "decoder": decoder_graph(config, {heads.info.hidden_state_offset for heads in self.heads}, kind),
             "logits": logits_graph(config, kind),
+            "score": score_graph(config, kind),
             "compaction": compaction_graph(config, kind),
         }
         return graphs | {part.role: part.trace(kind) for part in self.parts}
@@ -141,7 +150,7 @@ class Assembly:
         return graph
 
     def _fill(self, graph: ir.Graph, store: WeightStore, *, signed: bool) -> None:
-        """Gives the parameters of a decoder or logits graph their values, quantised where `blocks` says so."""
+        """Gives the parameters of a decoder, logits or score graph their values, quantised where `blocks` says so."""
         blocks = {name: kept for name, kept in self.blocks.items() if name in graph.initializers}
         names = [name for name in parameters_of(graph) if name not in blocks]
         rewrite(graph, blocks, partial(store.initializer, graph), signed=signed)
@@ -174,12 +183,16 @@ class Assembly:
         decoder = load_decoder(self.weights, replaced)
         progress("comparing the graphs with torch")
         hidden = np.random.default_rng(0).standard_normal((2, decoder.config.hidden_size)).astype(np.float32)
+        score = Score(decoder.config)
+        scored: Arrays = {"hidden": hidden, "token_ids": np.arange(2)}
+        score.head = decoder.readout.head
         for variant in variants:
             half = variant.dtype != "fp32"
-            files = {role: folder / variant.file(role) for role in ("decoder", "logits", "compaction")}
+            files = {role: folder / variant.file(role) for role in ("decoder", "logits", "score", "compaction")}
             found = {
                 "decoder": check_decoder(files["decoder"], decoder, half=half),
                 "logits": check_graph(files["logits"], decoder.readout.head, {"hidden": hidden}, ["logits"], half=half),
+                "score": check_graph(files["score"], score, scored, ["log_probabilities", "top1_ids"], half=half),
                 "compaction": check_compaction(files["compaction"], decoder.config, half=half),
             }
             for part in self.parts:

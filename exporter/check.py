@@ -133,8 +133,11 @@ def _decoder_inputs(config: DecoderConfig, rows: int) -> dict[str, npt.NDArray[n
     ancestors = np.eye(rows, dtype=np.bool_)
     for i, parent in enumerate(parents[1:], start=1):
         ancestors[i] |= ancestors[parent]
+    tokens = rng.integers(0, config.vocab_size, (1, rows))
+    if config.reads_pad:
+        tokens[:, 1::2] = config.vocab_size
     inputs: dict[str, npt.NDArray[np.generic]] = {
-        "token_ids": rng.integers(0, config.vocab_size, (1, rows)),
+        "token_ids": tokens,
         "ancestors": ancestors,
         "depth": ancestors.sum(1) - 1,
         "past_len": np.array([_PAST]),

@@ -12,6 +12,7 @@ from typing import Final
 from seqrt.errors import ExportError
 from seqrt.exporter.assemble import Assembly, Progress
 from seqrt.exporter.checkpoints import Checkpoint, open_checkpoint
+from seqrt.exporter.checkpoints.lud import Merged, merge
 from seqrt.exporter.heads.read import read_heads
 from seqrt.exporter.quantize import METHODS, Method, require_blocks
 from seqrt.exporter.targets import variants
@@ -47,6 +48,7 @@ def export(
     bundle: Path,
     *,
     heads: Mapping[str, Path] | None = None,
+    lud: Path | None = None,
     quantize: Method = "none",
     targets: Sequence[str] = DEFAULT_TARGETS,
     dtypes: Sequence[str] = (),
@@ -61,6 +63,7 @@ def export(
         source: Hugging Face directory or GGUF file.
         bundle: directory to make.
         heads: draft heads by the name that --draft will take.
+        lud: adapter of lexical units, merged into the weights.
         quantize: weight quantisation.
         targets: engines to export for, names of `targets.TARGETS`.
         dtypes: types of floats, each for every target; the target's own if none is given.
@@ -70,7 +73,7 @@ def export(
         progress: told what is being done.
 
     Raises:
-        CheckpointError: the source or the heads cannot be read.
+        CheckpointError: the source, the heads or the adapter cannot be read.
         ExportError: bad arguments, a target that lacks an operator, a failed check, or the directory cannot be written.
     """
     if quantize not in METHODS:
@@ -79,7 +82,11 @@ def export(
     if taken := sorted(set(heads or {}) & set(RESERVED_NAMES)):
         raise ExportError(f"draft heads cannot be called {taken[0]}; choose another name")
     _check_replaceable(bundle, force)
-    checkpoint = open_checkpoint(source)
+    if lud is not None and quantize == "source":
+        raise ExportError(
+            f"--lud {lud} changes weights, so that --quantize source has no blocks to keep; use int8 or int4"
+        )
+    checkpoint = open_model(source, lud)
     limit = checkpoint.config.max_positions
     if capacity is not None and not 1 <= capacity <= limit:
         raise ExportError(f"--capacity {capacity} is out of range; {checkpoint.name} takes 1 to {limit}")
@@ -98,6 +105,16 @@ def export(
     kept = {name: size for name, size in sizes.items() if made.blocks[name].exact}
     rounded = {name: size for name, size in sizes.items() if name not in kept}
     return Report(bundle, checkpoint.name, kept, rounded, made.differences)
+
+
+def open_model(source: Path, lud: Path | None) -> Checkpoint:
+    """The source, with an adapter of lexical units merged into it if there is one.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or the adapter is for another base.
+    """
+    base = open_checkpoint(source)
+    return base if lud is None else merge(base, lud)
 
 
 @contextmanager
@@ -169,6 +186,7 @@ def _write_manifest(folder: Path, checkpoint: Checkpoint, made: Assembly) -> Non
         model=model,
         graphs=tuple(made.infos),
         heads=tuple(heads.info for heads in made.heads),
+        units=checkpoint.info if isinstance(checkpoint, Merged) else None,
         files=describe_files(folder),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

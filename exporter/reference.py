@@ -1,35 +1,33 @@
 """What the source model itself says of a text, by torch in float32: the measure of a quantised bundle."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from seqrt.exporter.checkpoints import open_checkpoint
+from seqrt.exporter.checkpoints import Checkpoint
 from seqrt.exporter.weights import DecoderWeights, load_decoder
 from seqrt.graphs.decoder import Decoder
 
 _ROWS: Final = 256
 
 
-def reference_scores(source: Path, token_ids: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def reference_scores(
+    source: Checkpoint, token_ids: Sequence[int]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Scores a text of N tokens under the source model, as `Model.score` does under a bundle.
 
     Args:
-        source: Hugging Face directory or GGUF file.
+        source: the opened model.
         token_ids: at least two, no more than the model has positions.
 
     Returns:
         Log-probability of each token after the first given those before, and the most probable token at each
         of these places; `[N - 1]` both.
-
-    Raises:
-        CheckpointError: the source cannot be read.
     """
-    decoder = load_decoder(DecoderWeights(open_checkpoint(source)))
+    decoder = load_decoder(DecoderWeights(source))
     following = torch.tensor(token_ids[1:])
     log_probabilities, top1 = [], []
     with torch.inference_mode():

@@ -14,6 +14,7 @@ from seqrt.exporter.origins import origin, set_origin
 from seqrt.exporter.trace import OPSET, trace
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.decoder import NUM_CANDIDATES, Compaction, Frame, Layer, Readout, Rows
+from seqrt.graphs.ops import log_sum_exp
 from seqrt.runtime.bundle import INNER
 
 _IR_VERSION = 11  # what ONNX 1.18 and later write for opset 24
@@ -102,6 +103,13 @@ def logits_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> i
     return trace("logits", Logits(config).to(dtype), example, ["logits"], {"hidden": {0: "R"}})
 
 
+def score_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> ir.Graph:
+    """Hidden `[R, H]`, the tokens that follow `[R]` -> their log-probabilities `[R]` and the best tokens `[R]`."""
+    example = {"hidden": torch.zeros(2, config.hidden_size), "token_ids": torch.arange(2)}
+    symbols = {name: {0: "R"} for name in example}
+    return trace("score", Score(config).to(dtype), example, ["log_probabilities", "top1_ids"], symbols)
+
+
 class Logits(nn.Module):
     """The output layer alone."""
 
@@ -112,6 +120,17 @@ class Logits(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`[R, H]` to `[R, V]`."""
         return self.head(hidden.to(self.head.weight.dtype)).float()  # type: ignore[no-any-return]
+
+
+class Score(Logits):
+    """What the output layer says of given tokens; the logits of a vocabulary stay where they are computed."""
+
+    def forward(self, hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """`[R, H]` and int64 `[R]` to float32 and int64 `[R]`."""
+        logits = super().forward(hidden)
+        best, top1 = torch.topk(logits, 1)
+        chosen = torch.gather(logits, 1, token_ids[:, None])
+        return (chosen - log_sum_exp(logits, best))[:, 0], top1[:, 0]
 
 
 def compaction_graph(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> ir.Graph:

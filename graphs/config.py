@@ -40,6 +40,7 @@ class DecoderConfig:
         attention_scale: multiplies q @ k^T.
         layer_kinds: "sliding" layers see the last `sliding_window` positions, themselves included.
         ropes: rotation of each kind of layer that occurs; empty with learned positions.
+        reads_pad: token `vocab_size` is PAD, which has an embedding of its own and is never said (lexical units).
 
     Raises:
         CheckpointError: the values contradict one another.
@@ -69,6 +70,7 @@ class DecoderConfig:
     layer_kinds: tuple[LayerKind, ...]
     sliding_window: int | None = None
     ropes: Mapping[LayerKind, RopeConfig] = field(default_factory=dict)
+    reads_pad: bool = False
 
     def __post_init__(self) -> None:
         for name in _SIZES:

@@ -81,6 +81,8 @@ class Frame(nn.Module):
         self.config = config
         self.kinds: tuple[LayerKind, ...] = tuple(sorted(set(config.layer_kinds)))
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.reads_pad:  # beside the table, not a row of it: the output layer, which may share it, has no PAD
+            self.pad = nn.Embedding(1, config.hidden_size)
         if config.learned_positions:
             self.position = nn.Embedding(config.max_positions, config.hidden_size)
         with torch.device("cpu"):  # the tables are no weights: a module made on the meta device needs them too
@@ -97,7 +99,7 @@ class Frame(nn.Module):
         `past_key` `[1, heads, C, D]` is read for its capacity only.
         """
         position = past_len + depth
-        x = self.embed(token_ids)
+        x = self._embedded(token_ids)
         if self.config.learned_positions:
             x = x + self.position(position)[None]
         if self.config.embedding_scale != 1.0:
@@ -108,6 +110,12 @@ class Frame(nn.Module):
             if kind in self.config.ropes:
                 outputs += [getattr(self, f"{table}_{kind}")[position][None] for table in ("cos", "sin")]
         return outputs
+
+    def _embedded(self, token_ids: Tensor) -> Tensor:
+        if not self.config.reads_pad:
+            return self.embed(token_ids)  # type: ignore[no-any-return]
+        pad = self.config.vocab_size
+        return torch.where((token_ids == pad)[..., None], self.pad.weight, self.embed(token_ids.clamp(max=pad - 1)))
 
     def _mask(self, kind: LayerKind, ancestors: Tensor, depth: Tensor, past_len: Tensor, capacity: int) -> Tensor:
         """Mask `[1, 1, T, C]`: all committed rows, and of the new rows the ancestors; less what slid out."""

@@ -93,7 +93,7 @@ def open_engines(bundle: Bundle, backend: str, threads: int, *, operators: bool 
 
 def _cpu_engine(bundle: Bundle, variant: str, threads: int, operators: bool, role: str) -> Engine:
     # The decoder's threads spin between its steps; what runs between them must not bring more that do.
-    own = threads if role in ("decoder", "logits") else 1
+    own = threads if role in ("decoder", "logits", "score") else 1
     path = bundle.graph(role, variant)
     return OrtEngine(path, threads=own, spin=role == "decoder", operators=operators)
 

@@ -20,8 +20,8 @@ from seqrt.runtime.records import parse
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
-_ROLES: Final = ("decoder", "logits", "compaction")  # graphs of every bundle
-RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", *_ROLES)  # not for heads
+_ROLES: Final = ("decoder", "logits", "score", "compaction")  # graphs of every bundle
+RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", "lud", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
 STATIC_ROOM: Final = 512  # rows of caches beyond the capacity in graphs for TensorRT: most of a prompt in one call
 INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
@@ -48,7 +48,7 @@ class GraphInfo:
     """One ONNX file.
 
     Attributes:
-        role: "decoder", "logits", "compaction" or the name of draft heads.
+        role: "decoder", "logits", "score", "compaction" or the name of draft heads.
         dtype: of its floats: fp32, fp16 or bf16.
         profile: whose operators it uses: ort, rtx, trt11, trt10.16 or trt10.3.
         weight_bytes: what one run reads of the weights; of a table that rows are gathered from, nothing counts.
@@ -94,6 +94,23 @@ class HeadInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnitsInfo:
+    """What makes a decoder one of lexical units (Lexical Unit Decoding).
+
+    Attributes:
+        pad_token_id: the token that stands for one not known yet; the decoder graph reads it and never says it.
+        lookahead: most tokens of a unit k that it was trained on: k - 1 PADs.
+        beta: confidence above which the paper's mode takes a token.
+        base: the model that it was trained from.
+    """
+
+    pad_token_id: int
+    lookahead: int
+    beta: float
+    base: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """What quantisation cost, measured on `tokens` tokens: perplexities and how often the top token is the same."""
 
@@ -123,6 +140,7 @@ class Manifest:
     model: ModelInfo
     graphs: tuple[GraphInfo, ...]
     heads: tuple[HeadInfo, ...] = ()
+    units: UnitsInfo | None = None
     quality: Quality | None = None
     files: Mapping[str, FileInfo] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -294,6 +312,7 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise BundleError(f"{error}; export again with this version of seqrt") from error
     _check_shapes(manifest, file)
+    _check_units(manifest, file)
     _check_roles(manifest, file)
     return manifest
 
@@ -309,6 +328,22 @@ def _check_shapes(manifest: Manifest, file: Path) -> None:
     for name, value in sizes.items():
         if not 0 < value < _MAX_DIMENSION:
             raise BundleError(f"{file}: {name} is {value}, expected 1 to {_MAX_DIMENSION - 1}; export again")
+
+
+def _check_units(manifest: Manifest, file: Path) -> None:
+    units = manifest.units
+    if units is None:
+        return
+    if units.pad_token_id != manifest.model.vocab_size:
+        raise BundleError(
+            f"{file}: units.pad_token_id is {units.pad_token_id}, expected the token after the vocabulary,"
+            f" {manifest.model.vocab_size}; export again"
+        )
+    if units.lookahead < 2 or not 0 < units.beta <= 1:
+        raise BundleError(
+            f"{file}: units has lookahead {units.lookahead} and beta {units.beta}, expected 2 or more and 0 to 1;"
+            " export again"
+        )
 
 
 def _check_roles(manifest: Manifest, file: Path) -> None:

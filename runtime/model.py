@@ -216,7 +216,7 @@ class Model:
         if len(tokens) < 2:
             raise RequestError(f"scoring needs two tokens, the text has {len(tokens)}; give a longer one")
         self.forget()
-        return score_tokens(self._decoder, self._full_logits, tokens)
+        return score_tokens(self._decoder, self.engines["score"], tokens)
 
     def drafter(self, options: Options) -> Drafter | None:
         """The drafter that the options ask for, None for plain decoding; made when it is first asked for.

@@ -1,16 +1,17 @@
 """Log-probabilities of a given text: what perplexity and the quality of a quantised bundle are measured with."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from seqrt.runtime.decoder import Decoder, Floats
+from seqrt.runtime.decoder import Decoder
+from seqrt.runtime.engines import Engine
 
-_ROWS: Final = 128  # full logits of so many rows at a time: 25 MB for a vocabulary of 49,152
+_ROWS: Final = 128  # at a time: the engine keeps 25 MB of logits for a vocabulary of 49,152
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,16 +34,17 @@ class Scores:
         return math.exp(-float(self.log_probabilities.mean()))
 
 
-def score_tokens(decoder: Decoder, full_logits: Callable[[Floats], Floats], tokens: Sequence[int]) -> Scores:
-    """Runs the text through an empty cache and reads off the probability of each next token."""
+def score_tokens(decoder: Decoder, score: Engine, tokens: Sequence[int]) -> Scores:
+    """Runs the text through an empty cache, and its hidden states and next tokens through the score graph."""
     hidden = np.concatenate([output.hidden for output in decoder.prefill(tokens)])[:-1]
     following = np.asarray(tokens[1:], np.int64)
     log_probabilities, top1 = np.empty(len(following)), np.empty(len(following), np.int64)
     for start in range(0, len(following), _ROWS):
         part = slice(start, start + _ROWS)
-        logits = full_logits(hidden[part])
-        best = logits.max(1, keepdims=True)
-        total = best[:, 0] + np.log(np.exp(logits - best).sum(1, dtype=np.float64))
-        log_probabilities[part] = np.take_along_axis(logits, following[part, None], 1)[:, 0] - total
-        top1[part] = logits.argmax(1)
+        rows = (len(following[part]),)
+        score.input("hidden", (*rows, hidden.shape[1]))[:] = hidden[part]
+        score.input("token_ids", rows)[:] = following[part]
+        found, best = score.output("log_probabilities", rows), score.output("top1_ids", rows)
+        score.run()
+        log_probabilities[part], top1[part] = found, best
     return Scores(np.asarray(tokens, np.int64), log_probabilities, top1)

@@ -4,6 +4,7 @@ Canonical weights are numpy float32, Linear weights `[out, in]`, under these nam
 "layer" norms, projection biases as the config says):
 
     embed.weight  position.weight  norm.weight  head.weight (absent when tied to embed)
+    pad.weight (where a model of lexical units was merged into it)
     layers.{i}.attention_norm.weight          layers.{i}.mlp_norm.weight
     layers.{i}.attention_post_norm.weight     layers.{i}.mlp_post_norm.weight
     layers.{i}.attention.{q,k,v,o}.weight     layers.{i}.attention.{q_norm,k_norm}.weight

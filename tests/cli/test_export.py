@@ -52,7 +52,7 @@ def test_int8_reports_differences_and_quality(seqrt: Seqrt, source: Path, tmp_pa
 
 def test_without_quantisation_the_measures_agree(source: Path, bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    quality = _measured(source, copy, lambda _: None)
+    quality = _measured(source, None, copy, lambda _: None)
     assert quality is not None
     assert quality.perplexity == pytest.approx(quality.source_perplexity, rel=1e-4)
     assert quality.top1_agreement == 1.0

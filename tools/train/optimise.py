@@ -48,9 +48,13 @@ class Optimisation:
 
     def descend(self, loss: Tensor) -> None:
         """One step against ``loss``."""
-        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.update()
+
+    def update(self) -> None:
+        """One step against the gradients that the parameters have."""
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self.scheduler.step()
         self.step += 1
 

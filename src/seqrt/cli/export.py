@@ -43,6 +43,14 @@ def export(
             help="Medusa or Hydra heads, by the name that --draft takes, else by what they are; repeat for several.",
         ),
     ] = None,
+    lud: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Lexical units: the adapter that tools.lud.train wrote, merged into the weights; for --draft lud.",
+            show_default=False,
+        ),
+    ] = None,
     quantize: Annotated[
         Quantization, typer.Option(help="Weights; source keeps a GGUF's own blocks, what cannot be kept as int8.")
     ] = Quantization.none,
@@ -84,6 +92,7 @@ def export(
             source,
             bundle,
             heads=paths,
+            lud=lud,
             quantize=quantize.value,
             targets=target or ("ort",),
             dtypes=dtype or (),
@@ -94,7 +103,7 @@ def export(
         )
         measured = None
         if quality and quantize is not Quantization.none and any(name.startswith("ort") for name in target or ("ort",)):
-            measured = _measured(source, bundle, progress)
+            measured = _measured(source, lud, bundle, progress)
     seconds = perf_counter() - start
     manifest = open_bundle(bundle).manifest
     num_bytes = sum(file.size for file in manifest.files.values())
@@ -156,11 +165,11 @@ def _head_paths(texts: Sequence[str], kind_of: Callable[[Path], str]) -> dict[st
     return paths
 
 
-def _measured(source: Path, bundle: Path, progress: Callable[[str], object]) -> Quality | None:
+def _measured(source: Path, lud: Path | None, bundle: Path, progress: Callable[[str], object]) -> Quality | None:
     """Measures the finished bundle against its source and records it; None if that fails: the bundle is good."""
     try:
         progress("measuring quality")
-        quality = _quality(source, bundle)
+        quality = _quality(source, lud, bundle)
         if quality is not None:
             record_quality(bundle, quality)
     except Exception as error:  # whatever it is, the bundle is good
@@ -173,8 +182,9 @@ def _measured(source: Path, bundle: Path, progress: Callable[[str], object]) -> 
     return quality
 
 
-def _quality(source: Path, bundle: Path) -> Quality | None:
+def _quality(source: Path, lud: Path | None, bundle: Path) -> Quality | None:
     """Perplexities and agreement on the text that seqrt ships; None where that cannot be measured."""
+    from seqrt.exporter.export import open_model
     from seqrt.exporter.reference import reference_scores
     from seqrt.runtime.model import load
 
@@ -186,7 +196,7 @@ def _quality(source: Path, bundle: Path) -> Quality | None:
     tokens = model.encode(text)[: model.bundle.manifest.capacity - 1]
     scores = model.score(tokens)
     del model  # its weights need not be in memory beside the source's
-    log_probabilities, top1 = reference_scores(source, tokens)
+    log_probabilities, top1 = reference_scores(open_model(source, lud), tokens)
     return Quality(
         tokens=len(log_probabilities),
         perplexity=scores.perplexity,
