@@ -114,8 +114,8 @@ class Loop:
         self.pacer.record(tree.num_nodes, len(tokens), seconds, perf_counter() - begin, drafted=drafted)
         self.trace.rows.append(tree.num_nodes)
         self.trace.emitted.append(len(tokens))
-        if tree.num_nodes > 1:
-            self.trace.accepted_depth.append((int(tree.depth.max()), len(accepted.path) - 1))
+        if (depth := int(tree.depth[tree.tokens < self.sampler.vocab_size].max())) > 0:  # PADs are no drafts
+            self.trace.accepted_depth.append((depth, len(accepted.path) - 1))
         return tokens
 
     def _draft(self, root: int) -> tuple[Proposal, bool]:

@@ -14,9 +14,9 @@ from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
 from seqrt.runtime.drafters import Drafter, Learner
-from seqrt.runtime.drafters.build import Supplies, draft_names, make_drafter, ready_names
+from seqrt.runtime.drafters.build import SPECIAL, Supplies, draft_names, make_drafter, ready_names
 from seqrt.runtime.generate import Loop
-from seqrt.runtime.options import DYNAMIC, Options
+from seqrt.runtime.options import DYNAMIC, PAPER, Options
 from seqrt.runtime.pacing import Pacer, StepCosts
 from seqrt.runtime.probe import Probe
 from seqrt.runtime.sampling import Sampler
@@ -25,7 +25,7 @@ from seqrt.runtime.settings import is_whole
 from seqrt.runtime.stream import Generation, Stream
 from seqrt.runtime.tree import Template
 from seqrt.runtime.tuned import Machine, Plan, Tuning, read_tuning
-from seqrt.runtime.verification import Verifier
+from seqrt.runtime.verification import UNSEEN, Verifier
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -225,7 +225,7 @@ class Model:
             RequestError: there is no such drafter, or it cannot serve them.
         """
         tree = self.plan(options).tree
-        key = (options.draft, tree, options.corpus, options.memory)
+        key = (options.draft, tree, *(getattr(options, name) for name in SPECIAL))
         if key not in self._drafters:
             supplies = Supplies(self.bundle, self.engines, self.encode, options, tree, self.branches)
             self._drafters[key] = make_drafter(supplies)
@@ -233,6 +233,9 @@ class Model:
                 nodes = Template.resolve(options.tree).num_nodes
                 if nodes > self._decoder.max_rows:
                     raise RequestError(f"--tree {options.tree!r:.60} has {nodes} nodes, {self._most_rows()}")
+            if options.lookahead is not None and 2 * options.lookahead - 1 > self._decoder.max_rows:
+                rows = 2 * options.lookahead - 1
+                raise RequestError(f"--lookahead {options.lookahead} needs {rows} rows, {self._most_rows()}")
         return self._drafters[key]
 
     def plan(self, options: Options) -> Plan:
@@ -282,7 +285,7 @@ class Model:
         sampler = Sampler(options, info.vocab_size, eos_ids=info.eos_token_ids, min_new_tokens=options.min_new_tokens)
         drafter = self.drafter(options)
         verifier = Verifier(
-            options.accept,
+            UNSEEN if options.lud_mode == PAPER else options.accept,
             sampler,
             samples_drafts=drafter is not None and drafter.samples,
             threshold=options.posterior_threshold,
@@ -354,11 +357,11 @@ class Model:
 
     def _pacer(self, options: Options) -> Pacer:
         plan = self.plan(options)
-        key = (options.draft, plan.tree, plan.rows, options.adaptive)
+        key = (options.draft, plan.tree, plan.rows, options.paced)
         if key not in self._pacers:
             relative = () if self.tuning is None else self.tuning.relative
             buckets = tuple(self._decoder.engine.buckets)
-            self._pacers[key] = Pacer(plan.rows, options.adaptive, self._step_costs, relative, buckets)
+            self._pacers[key] = Pacer(plan.rows, options.paced, self._step_costs, relative, buckets)
         return self._pacers[key]
 
     def _chat_template(self, source: str) -> ChatTemplate:

@@ -10,6 +10,7 @@ from seqrt.runtime.verification import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD, RUL
 NO_DRAFT: Final = "none"
 DYNAMIC: Final = "dynamic"  # the tree whose shape the drafter's own probabilities make
 DEFAULT_NEW_TOKENS: Final = 256
+VERIFY, PAPER = "verify", "paper"  # modes of lexical units
 MAX_ROWS: Final = 64  # of a tree, unless asked for more or less
 
 
@@ -28,6 +29,9 @@ class Options(Sampling):
             by the heads' probabilities at each step; None takes the heads' own.
         corpus: text file that the drafter "corpus" drafts from.
         memory: file in which the drafter "recycling" keeps what it learnt: read here, written by `Model.save_memory`.
+        lud_mode: of the drafter "lud": "verify" (None is that) or "paper", which takes what it is confident of unseen.
+        beta: confidence above which the paper's mode takes a token; None for the bundle's.
+        lookahead: most tokens of a lexical unit k; None for what the model learnt or, unless adaptive, was tuned to.
         max_rows: most nodes of a tree, the root included; None for MAX_ROWS or, unless adaptive, what was tuned.
         adaptive: verify only as many nodes as pay; False verifies the whole tree at each step.
         accept: verification rule; None takes the lossless one that fits.
@@ -48,6 +52,9 @@ class Options(Sampling):
     tree: str | None = None
     corpus: str | None = None
     memory: str | None = None
+    lud_mode: str | None = None
+    beta: float | None = None
+    lookahead: int | None = None
     max_rows: int | None = None
     adaptive: bool = True
     accept: str | None = None
@@ -58,9 +65,10 @@ class Options(Sampling):
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)  # super() does not work in a slotted dataclass
-        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("max_rows", 1)):
+        least_of = {"max_new_tokens": 1, "min_new_tokens": 0, "max_rows": 1, "lookahead": 2}
+        for name, least in least_of.items():
             value = getattr(self, name)
-            if name == "max_rows" and value is None:
+            if name in ("max_rows", "lookahead") and value is None:
                 continue
             require(is_whole(value), name, value, "a whole number")
             require(value >= least, name, value, f"{least} or more")
@@ -73,6 +81,27 @@ class Options(Sampling):
             require(0 < value <= 1, name, value, "more than 0 and at most 1")
         if self.accept is not None and self.accept not in RULES:
             raise RequestError(f"--accept is {self.accept!r}; choose one of {', '.join(RULES)}")
+        self._check_units()
         require(not isinstance(self.stop, str), "stop", repr(self.stop), "a tuple of texts, of one too")
         if "" in self.stop:
             raise RequestError("--stop is empty; give the text to stop at")
+
+    @property
+    def paced(self) -> bool:
+        """Whether measured times decide how much is verified; in paper mode they would decide what is said."""
+        return self.adaptive and self.lud_mode != PAPER
+
+    def _check_units(self) -> None:
+        if self.beta is not None:
+            require(0 < self.beta <= 1, "beta", self.beta, "more than 0 and at most 1")
+        if self.lud_mode not in (None, VERIFY, PAPER):
+            raise RequestError(f"--lud-mode is {self.lud_mode!r}; choose {VERIFY} or {PAPER}")
+        if self.lud_mode != PAPER:
+            return
+        if self.accept is not None:
+            raise RequestError(f"--accept {self.accept} verifies, --lud-mode paper does not; leave one of them out")
+        if not self.plain_order or self.min_new_tokens:
+            raise RequestError(
+                "--lud-mode paper takes tokens unseen, whatever penalties, biases and --min-new-tokens say;"
+                " leave these out or use --lud-mode verify"
+            )

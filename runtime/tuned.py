@@ -103,7 +103,7 @@ class Plan:
             return cls(options.tree, rows)
         if not exact and not is_chain(choice.tree):
             return cls(None, rows)
-        if options.adaptive:
+        if options.paced:
             return cls(DYNAMIC if choice.tree == DYNAMIC else None, rows)
         return cls(choice.tree, options.max_rows or choice.rows)
 

@@ -1,4 +1,4 @@
-"""Which drafts are kept: the four rules that walk a verified tree from its root.
+"""Which drafts are kept: the rules that walk a verified tree from its root.
 
 greedy   At each node take the most probable token; go to the child that has it, or stop. The same text as
          without drafting.
@@ -11,8 +11,11 @@ reject   For drafts that were sampled: accept child c, drawn from q, with probab
          2305.09781; drafts drawn without replacement: RSD, 2402.14160, Sequoia, 2402.12374).
 typical  Accept children whose probability exceeds min(threshold, alpha * exp(-entropy)). LOSSY: it does not
          keep the model's distribution (Medusa, arXiv 2401.10774, section 2.3.1).
+unseen   Accept every draft. LOSSY, and no --accept: the drafter proposes only what it is confident of (Lexical Unit
+         Decoding, arXiv 2405.15208; runtime/drafters/lud.py).
 
-Every walk asks for a node's distribution only when it gets there, because penalties depend on the path.
+A node whose token is none of the vocabulary (PAD) is never accepted. Every walk asks for a node's distribution only
+when it gets there, because penalties depend on the path.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.tree import Tree
 
 RULES = ("greedy", "match", "reject", "typical")
+UNSEEN = "unseen"
 POSTERIOR_THRESHOLD = 0.09
 POSTERIOR_ALPHA = 0.3  # Medusa's default, the square root of its threshold
 
@@ -68,7 +72,7 @@ class Verifier:
     """One rule, ready to judge trees.
 
     Attributes:
-        rule: one of RULES.
+        rule: one of RULES, or UNSEEN.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class Verifier:
         """Choose a rule.
 
         Args:
-            rule: one of RULES; None takes greedy at temperature 0, else reject for drafts that are sampled
+            rule: one of RULES, or UNSEEN; None takes greedy at temperature 0, else reject for drafts that are sampled
                 and match for all others.
             sampler: the model's distribution.
             samples_drafts: the drafter samples its drafts and tells how (Drawn).
@@ -95,7 +99,7 @@ class Verifier:
         """
         if rule is None:
             rule = "greedy" if sampler.sampling.greedy else "reject" if samples_drafts else "match"
-        if rule not in RULES:
+        if rule not in (*RULES, UNSEEN):
             raise RequestError(f"--accept is {rule!r}; choose one of {', '.join(RULES)}")
         if rule == "greedy" and not sampler.sampling.greedy:
             raise RequestError(
@@ -126,6 +130,8 @@ class Verifier:
             return accept_reject(tree, rows, self._sampler, history, drawn or Drawn({}))
         if self.rule == "typical":
             return accept_typical(tree, rows, self._sampler, history, self._threshold, self._alpha)
+        if self.rule == UNSEEN:
+            return accept_unseen(tree, rows, self._sampler, history)
         if self._sampler.plain_greedy:
             return accept_greedy(tree, rows)
         return accept_match(tree, rows, self._sampler, history)
@@ -241,6 +247,18 @@ def accept_typical(
         path = best[2]
         for node in path[1:]:
             history.append(int(tree.tokens[node]))
+        return Accepted(path, sampler.choose(rows, path[-1], history))
+    finally:
+        _go_back(history, base)
+
+
+def accept_unseen(tree: Tree, rows: Rows, sampler: Sampler, history: History) -> Accepted:
+    """Rule unseen: to the end of the first path whose nodes are tokens, and one token more."""
+    path, base = [0], len(history)
+    try:
+        while children := [child for child in tree.children(path[-1]) if tree.tokens[child] < sampler.vocab_size]:
+            path.append(children[0])
+            history.append(int(tree.tokens[path[-1]]))
         return Accepted(path, sampler.choose(rows, path[-1], history))
     finally:
         _go_back(history, base)

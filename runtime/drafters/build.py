@@ -14,14 +14,16 @@ from seqrt.runtime.drafters import Drafter
 from seqrt.runtime.drafters.corpus import CorpusDrafter
 from seqrt.runtime.drafters.hydra import HydraDrafter
 from seqrt.runtime.drafters.lookup import LookupDrafter
+from seqrt.runtime.drafters.lud import LudDrafter
 from seqrt.runtime.drafters.medusa import MedusaDrafter
 from seqrt.runtime.drafters.recycling import RANKS, RecyclingDrafter
 from seqrt.runtime.engines import Engine
-from seqrt.runtime.options import DYNAMIC, MAX_ROWS, NO_DRAFT, Options
+from seqrt.runtime.options import DYNAMIC, MAX_ROWS, NO_DRAFT, PAPER, Options
 from seqrt.runtime.tree import Template
 
 _HEADS_TREE: Final = "mc_sim_7b_63"
 _RECYCLING_TREE: Final = "token_recycling"
+LUD: Final = "lud"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,15 @@ def _corpus(supplies: Supplies) -> Drafter:
     return CorpusDrafter(tokens, branches=supplies.branches)
 
 
+def _lud(supplies: Supplies) -> Drafter:
+    options, units = supplies.options, supplies.bundle.manifest.units
+    assert units is not None, "the bundle offers it"
+    if options.beta is not None and options.lud_mode != PAPER:
+        raise RequestError(f"--beta {options.beta} is of use in paper mode only; add --lud-mode paper, or leave it out")
+    beta = None if options.lud_mode != PAPER else options.beta or units.beta
+    return LudDrafter(units.pad_token_id, options.lookahead or units.lookahead, beta)
+
+
 def _medusa(supplies: Supplies, head: HeadInfo) -> Drafter:
     return MedusaDrafter(supplies.engines[head.graphs[0]], _of_heads(supplies, head))
 
@@ -108,20 +119,29 @@ def _of_heads(supplies: Supplies, head: HeadInfo) -> Template:
     return supplies.template(own.limited(head.num_heads, head.top_k), head.num_heads, head.top_k)
 
 
-SPECIAL: Final = ("tree", "corpus", "memory")  # options that only some drafters have a use for
+SPECIAL: Final = (
+    "tree",
+    "corpus",
+    "memory",
+    "lud_mode",
+    "beta",
+    "lookahead",
+)  # options that only some drafters have a use for
 # Drafters that need no heads, with those of SPECIAL that they use. bundle.RESERVED_NAMES keeps heads off these names.
-_TRAIN_FREE: Final[Mapping[str, tuple[Callable[[Supplies], Drafter | None], tuple[str, ...]]]] = {
+_HEADLESS: Final[Mapping[str, tuple[Callable[[Supplies], Drafter | None], tuple[str, ...]]]] = {
     NO_DRAFT: (lambda _: None, ()),
     "lookup": (_lookup, ()),
     "recycling": (_recycling, ("tree", "memory")),
     "corpus": (_corpus, ("corpus",)),
+    LUD: (_lud, ("lud_mode", "beta", "lookahead")),
 }
 _OF_HEADS: Final[Mapping[str, Callable[[Supplies, HeadInfo], Drafter]]] = {"medusa": _medusa, "hydra": _hydra}
 
 
 def draft_names(bundle: Bundle) -> tuple[str, ...]:
     """What `draft` takes with a bundle."""
-    return (*_TRAIN_FREE, *(head.name for head in bundle.manifest.heads))
+    headless = (name for name in _HEADLESS if name != LUD or bundle.manifest.units is not None)
+    return (*headless, *(head.name for head in bundle.manifest.heads))
 
 
 def ready_names(bundle: Bundle) -> tuple[str, ...]:
@@ -144,7 +164,8 @@ def check_used(bundle: Bundle, options: Options, names: Sequence[str]) -> None:
     for option in SPECIAL:
         if getattr(options, option) is not None and not any(option in _uses(name) for name in names):
             users = " or ".join(user for user in draft_names(bundle) if option in _uses(user))
-            raise RequestError(f"--{option} is of no use to --draft {', '.join(names)}; choose --draft {users}")
+            flag = f"--{option.replace('_', '-')}"
+            raise RequestError(f"{flag} is of no use to --draft {', '.join(names)}; choose --draft {users or LUD}")
 
 
 def make_drafter(supplies: Supplies) -> Drafter | None:
@@ -157,11 +178,12 @@ def make_drafter(supplies: Supplies) -> Drafter | None:
     bundle, options = supplies.bundle, supplies.options
     name, names = options.draft, draft_names(bundle)
     if name not in names:
-        raise RequestError(f"--draft {name} is not in this bundle; choose one of {', '.join(names)}")
+        hint = ", or export with --lud" if name == LUD else ""
+        raise RequestError(f"--draft {name} is not in this bundle; choose one of {', '.join(names)}{hint}")
     check_used(bundle, options, [name])
     try:
-        if name in _TRAIN_FREE:
-            return _TRAIN_FREE[name][0](supplies)
+        if name in _HEADLESS:
+            return _HEADLESS[name][0](supplies)
         head = next(head for head in bundle.manifest.heads if head.name == name)
         if head.kind in _OF_HEADS:
             return _OF_HEADS[head.kind](supplies, head)
@@ -176,4 +198,4 @@ def make_drafter(supplies: Supplies) -> Drafter | None:
 
 
 def _uses(name: str) -> tuple[str, ...]:
-    return _TRAIN_FREE[name][1] if name in _TRAIN_FREE else ("tree",)
+    return _HEADLESS[name][1] if name in _HEADLESS else ("tree",)

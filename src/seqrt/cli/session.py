@@ -9,7 +9,7 @@ from click import get_current_context
 
 from seqrt.cli.console import note
 from seqrt.errors import RequestError
-from seqrt.runtime.options import NO_DRAFT, Options
+from seqrt.runtime.options import NO_DRAFT, PAPER, Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def _remark(model: "Model", wanted: Sequence[Options]) -> None:
 
     if any(options.accept == "typical" for options in wanted):
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
+    if any(options.lud_mode == PAPER for options in wanted):
+        note("warning: --lud-mode paper is lossy: tokens are taken that the model did not see; verify is not")
     if model.tuning_note is not None:
         note(model.tuning_note)
     if not model.branches:
