@@ -31,6 +31,7 @@ class Trace:
         prefill_seconds: from the prompt to the first token.
         computed: tokens of the prompt that were not in the cache.
         rows, emitted: of each step, nodes verified and tokens decided.
+        drafted: drafts in all.
         accepted_depth: of each drafted step, depth of the tree and of the accepted path.
         arrival_seconds: of each token, when it was decided, counted from the start.
         margins: of each token, best logit less second best; only with log-probabilities.
@@ -40,6 +41,7 @@ class Trace:
     computed: int = 0
     rows: list[int] = field(default_factory=list)
     emitted: list[int] = field(default_factory=list)
+    drafted: int = 0
     accepted_depth: list[tuple[int, int]] = field(default_factory=list)
     arrival_seconds: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
@@ -114,8 +116,9 @@ class Loop:
         self.pacer.record(tree.num_nodes, len(tokens), seconds, perf_counter() - begin, drafted=drafted)
         self.trace.rows.append(tree.num_nodes)
         self.trace.emitted.append(len(tokens))
-        if (depth := int(tree.depth[tree.tokens < self.sampler.vocab_size].max())) > 0:  # PADs are no drafts
-            self.trace.accepted_depth.append((depth, len(accepted.path) - 1))
+        if tree.num_nodes > 1 and (drafts := tree.depth[1:][tree.tokens[1:] < self.sampler.vocab_size]).size:  # no PADs
+            self.trace.drafted += drafts.size
+            self.trace.accepted_depth.append((int(drafts.max()), len(accepted.path) - 1))
         return tokens
 
     def _draft(self, root: int) -> tuple[Proposal, bool]:

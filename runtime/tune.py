@@ -7,8 +7,9 @@ its drafts match what follows, the step gets that far. Replays are exact for dra
 The best static tree of n nodes is the n most often right paths, a path counting as often as any that takes worse
 ranks: where a candidate is in the tree, so are the better ones. This is Medusa's greedy construction (arXiv 2401.10774,
 section 2.3.3) on counts instead of products of accuracies. A dynamic tree is the n nodes that the drafter itself puts
-first. Of all, the one with the most tokens a second by replay and costs is chosen, as Sequoia does for its trees (arXiv
-2402.12374, section 4.3).
+first. Of lexical units (arXiv 2405.15208) the lookahead k is chosen: what PADs behind each token say is recorded.
+Of all, the one with the most tokens a second by replay and costs is chosen, as Sequoia does (arXiv 2402.12374,
+section 4.3).
 """
 
 import itertools
@@ -25,7 +26,7 @@ from seqrt.errors import RequestError
 from seqrt.runtime.conversation import play
 from seqrt.runtime.decoder import Decoder, StepOutput
 from seqrt.runtime.drafters import Drafter, Proposal
-from seqrt.runtime.drafters.build import for_draft
+from seqrt.runtime.drafters.build import LUD, for_draft
 from seqrt.runtime.model import Model
 from seqrt.runtime.options import DYNAMIC, NO_DRAFT, Options
 from seqrt.runtime.probe import Recorder, Timeline
@@ -38,6 +39,7 @@ from seqrt.runtime.tuned import Choice, Machine, Tuning
 ROWS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 _SHOWN_RANKS: Final = 10
 _STATIC: Final = "static"
+_UNITS: Final = "units"
 
 Costs = npt.NDArray[np.float64]
 
@@ -116,7 +118,8 @@ class _Everyone:
                 start = perf_counter()
                 drafter.propose(root, size)
                 self.recording.draft[name].setdefault(size, []).append(perf_counter() - start)
-            self.proposals[name].append(drafter.propose(root, self.sizes[-1]).tree)
+            tree = drafter.propose(root, self.sizes[-1]).tree
+            self.proposals[name].append(self._said(tree) if name == LUD else tree)
         if self.decoder.past_len + size <= self.decoder.capacity:
             tree = Tree.chain([root] * size)
             # Twice, because the first of a new size binds buffers; the loop mostly stays at one. Its rows are not kept.
@@ -126,6 +129,14 @@ class _Everyone:
                 seconds = perf_counter() - start
             self.recording.step[size].append(seconds)
         return Proposal.nothing(root)
+
+    def _said(self, pads: Tree) -> Tree:
+        """What PADs behind the root say, as a chain of drafts."""
+        root = pads.tokens[:1]
+        if self.decoder.past_len + pads.num_nodes > self.decoder.capacity:
+            return Tree.chain(root)
+        output = self.decoder.step(pads.tokens, pads.ancestors, pads.depth, np.arange(pads.num_nodes))
+        return Tree.chain(np.concatenate((root, output.topk_ids[1:, 0])))
 
     def observe(self, proposal: Proposal, path: Sequence[int], tokens: Sequence[int], output: StepOutput) -> None:
         for drafter in self.drafters.values():
@@ -161,7 +172,8 @@ def record(model: Model, prompts: Sequence[Prompt], wanted: Sequence[Options], d
 def _keep(found: Recording, every: _Everyone, answer: Generation, timeline: Timeline) -> None:
     tokens = answer.token_ids
     for name, trees in every.proposals.items():
-        places = [Place.of(tree, tokens[place + 1 :]) for place, tree in enumerate(trees[: len(tokens) - 1])]
+        ahead = 2 if name == LUD else 1  # PADs skip the next token, which their own step decides
+        places = [Place.of(tree, tokens[place + ahead :]) for place, tree in enumerate(trees[: len(tokens) - 1])]
         found.answers[name].append(places)
     found.rest += timeline.of_steps("sample").tolist()
 
@@ -173,22 +185,25 @@ def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None
         name: the drafter.
         found: what was recorded.
         costs: seconds of a step with 1, 2, ... rows, drafting excepted.
-        trees: kinds to choose from: "static", "dynamic", or None for drafters without trees.
+        trees: kinds to choose from: "static", "dynamic", "units", or None for drafters without trees.
     """
     answers = found.answers[name]
     draft = _draft_costs(found.draft[name], len(costs))
     ranked = _ranked(answers, len(costs) - 1)
     best: tuple[float, float, int, str | None] = (*replay(answers, 1, None, costs, draft), 1, None)
     for kind in trees:
-        for rows in range(2, len(costs) + 1):
+        for rows in range(3 if kind == _UNITS else 2, len(costs) + 1, 2 if kind == _UNITS else 1):
             paths = frozenset(ranked[: rows - 1]) if kind == _STATIC else None
             if paths is not None and len(paths) < rows - 1:
                 break
-            speed, per_step = replay(answers, rows, paths, costs, draft)
+            if kind == _UNITS:
+                speed, per_step = replay_units(answers, (rows + 1) // 2, costs, draft)
+            else:
+                speed, per_step = replay(answers, rows, paths, costs, draft)
             if speed > best[0]:
                 best = (speed, per_step, rows, kind)
     speed, per_step, rows, kind = best
-    tree = Template(tuple(ranked[: rows - 1])).text if kind == _STATIC else kind
+    tree = Template(tuple(ranked[: rows - 1])).text if kind == _STATIC else None if kind == _UNITS else kind
     return Choice(
         draft=name,
         tree=tree,
@@ -235,6 +250,28 @@ def replay(
                 depth = sum(place.paths[node] in paths for node in place.right)
             seconds += costs[nodes] + (draft[rows - 1] if rows > 1 else 0.0)
             at += 1 + depth
+            steps += 1
+        tokens += len(places)
+    return (tokens / seconds, tokens / steps) if steps else (0.0, 1.0)
+
+
+def replay_units(answers: Sequence[Sequence[Place]], lookahead: int, costs: Costs, draft: Costs) -> tuple[float, float]:
+    """The same with lexical units of at most `lookahead` tokens: a step's last token and its PADs draft the next one.
+
+    A place tells what PADs behind its token said of the tokens after the next. Where a draft was wrong the step's PADs
+    stood behind it, and the next step has no drafts.
+    """
+    seconds, tokens, steps = 0.0, 0, 0
+    for places in answers:
+        at, said, right = 0, 0, 0
+        while at < len(places):
+            rows = said + lookahead
+            seconds += costs[rows - 1] + draft[rows - 1]
+            accepted = min(right, said)
+            source = places[min(at + accepted, len(places) - 1)]
+            pads = min(lookahead - 1, len(source.paths)) if accepted == said else 0
+            at += 1 + accepted
+            said, right = pads, len(source.right)
             steps += 1
         tokens += len(places)
     return (tokens / seconds, tokens / steps) if steps else (0.0, 1.0)
@@ -290,6 +327,8 @@ def tune(
 
 def _kinds(options: Options) -> tuple[str | None, ...]:
     """What recorded proposals can be cut to: where trees are dynamic, static ones of the same candidates too."""
+    if options.draft == LUD:
+        return (_UNITS,)
     if for_draft(replace(options, tree=DYNAMIC), options.draft).tree is None:
         return (None,)
     return (_STATIC, DYNAMIC) if options.tree == DYNAMIC else (_STATIC,)

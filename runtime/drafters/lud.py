@@ -1,8 +1,8 @@
 """Lexical Unit Decoding (arXiv 2405.15208): PADs behind the text predict what follows the next token.
 
-A model that learnt it (tools/lud) reads PAD as a token that is not known yet. Where the last token and k - 1 PADs behind
-it are computed together, the token's row gives the next token t0 as always, and the row of PAD j gives tj, j places
-later. The next step computes the rows of t0, t1, ... as the real tokens that they are now, and new PADs behind them:
+A model that learnt it (tools/lud) reads PAD as a token that is not known yet. Where the last token and k - 1 PADs
+behind it are computed together, the token's row gives the next token t0 as always, and the row of PAD j gives tj, j
+places later. The next step computes the rows of t0, t1, ... as the real tokens that they are now, and new PADs:
 
     tokens   root d1 .. dm   PAD PAD PAD        root is t0 of the step before, d1 .. dm are its t1 .. tm
     rows     what follows    the next drafts
@@ -54,7 +54,7 @@ class LudDrafter:
         self._drafts, self._text = [], list(tokens[-2:])
 
     def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
-        """Drafts, as many as pay, and PADs behind them, those worth most first; in paper mode all behind the last."""
+        """Drafts, as many as pay, and PADs behind them, worth most first; without prices all, behind the last draft."""
         lookahead = min(self.lookahead, (max_nodes + 1) // 2)
         most = min(len(self._drafts), max(lookahead - 1, 0))
         self._pads = {}
@@ -62,11 +62,11 @@ class LudDrafter:
             self._proposed = 0
             return Proposal.nothing(root)
         chance = self._chances(most)
-        reach: Probabilities = np.cumprod(np.array([self._trust.hits(j) for j in range(lookahead - 1)]))
-        if self.beta is not None:
+        if not len(prices):
             worth = np.zeros((most + 1, lookahead - 1))
-            worth[-1] = 1.0
-            return self._proposal(root, np.ones(most + 1), worth, most + lookahead)
+            worth[-1] = chance[-1]
+            return self._proposal(root, chance, worth, max_nodes)
+        reach: Probabilities = np.cumprod(np.array([self._trust.hits(j) for j in range(lookahead - 1)]))
         options = [self._worth(chance[: count + 1], reach) for count in range(most + 1)]
         gains = [self._gain(chance[: count + 1], worth, prices) for count, worth in enumerate(options)]
         count = most - int(np.argmax(gains[::-1]))  # of equals the most drafts
@@ -113,9 +113,9 @@ class LudDrafter:
 
     def _gain(self, chance: Probabilities, worth: Probabilities, prices: Sequence[float]) -> float:
         """Tokens that the best part of a proposal brings beyond what its rows cost."""
-        values = np.concatenate((chance[1:], np.sort(worth, axis=None)[::-1]))[: len(prices) or None]
-        gain = np.cumsum(values - (np.asarray(prices[: len(values)]) if len(prices) else 0.0))
-        return float(gain[len(chance) - 1 :].max(initial=gain[-1] if len(gain) else 0.0))
+        values = np.concatenate((chance[1:], np.sort(worth, axis=None)[::-1]))[: len(prices)]
+        gain = np.concatenate(([0.0], np.cumsum(values - np.asarray(prices[: len(values)]))))
+        return float(gain[min(len(chance), len(gain)) - 1 :].max())
 
     def _proposal(self, root: int, chance: Probabilities, worth: Probabilities, max_nodes: int) -> Proposal:
         """The drafts, and behind them the PADs that are worth most."""

@@ -128,6 +128,11 @@ class Measurement:
         ]
 
     @property
+    def drafted_tokens(self) -> int:
+        """Drafts that were verified."""
+        return sum(answer.generation.trace.drafted for answer in self.answers)
+
+    @property
     def accepted_tokens(self) -> int:
         """Drafts that were right."""
         return sum(got for _, got in self._accepted)

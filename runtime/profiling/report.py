@@ -104,7 +104,7 @@ def _speed(one: Measurement) -> Row:
         "prefill_tokens_per_second": _prefill(one),
         "tokens_per_step": round(one.tokens_per_step, 4),
         "answer_tokens_per_step": _rounded(one.answer_tokens_per_step),
-        "drafted_tokens": sum(one.rows) - len(one.rows),
+        "drafted_tokens": one.drafted_tokens,
         "accepted_tokens": one.accepted_tokens,
         "drafted_by_depth": one.drafted_by_depth,
         "acceptance_by_depth": [round(rate, 4) for rate in one.acceptance_by_depth],

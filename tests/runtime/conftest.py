@@ -147,6 +147,34 @@ def gpu_bundle(
 
 
 @pytest.fixture(scope="session")
+def lud_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of lexical units, all of its weights trained: of 24 tokens from 10 on, each is one more than the last."""
+    from tools.lud import train
+    from tools.lud.model import UnitModel
+    from tools.lud.units import Marked
+
+    folder, rng = tmp_path_factory.mktemp("units"), np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = UnitModel(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, attn_implementation="sdpa")), 0)
+    starts = enumerate(rng.integers(0, 24, 96).tolist())
+    texts = [
+        Marked(str(index), "count", [10 + (first + i) % 24 for i in range(64)], 2, [(2, 63)], 0.9, "test")
+        for index, first in starts
+    ]
+    settings = {"rank": 0, "distil": False, "batch": 1, "epochs": 2, "learning_rate": 5e-3, "pads": 2.0}
+    train.train(model, texts, train.Recipe(lookahead=4, **settings), folder / "lud.pt")
+    train.ship(folder / "model", model, None, {"base_model": "counting", "lookahead": 4, "beta": 0.8})
+    _tokenizer().save(str(folder / "model" / "tokenizer.json"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def lud_bundle(lud_checkpoint: Path) -> Path:
+    """The bundle of `lud_checkpoint`."""
+    return export(lud_checkpoint, lud_checkpoint.parent / "bundle", lud=lud_checkpoint).bundle
+
+
+@pytest.fixture(scope="session")
 def mistral() -> Any:
     """The transformers model behind `mistral_bundle`: every layer sees the last 16 positions only."""
     config = transformers.MistralConfig(

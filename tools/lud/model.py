@@ -18,14 +18,14 @@ class UnitModel(nn.Module):
 
     Args:
         decoder: A causal language model of transformers with V tokens.
-        rank: Of the LoRA on its projections; 0 trains all of its weights.
+        rank: Of a new LoRA on its projections; 0 trains all of its weights, None none of them.
 
     Attributes:
         pad_row: What PAD, token V, is embedded as ``[H]``.
         pad: V.
     """
 
-    def __init__(self, decoder: Any, rank: int) -> None:
+    def __init__(self, decoder: Any, rank: int | None) -> None:
         super().__init__()
         self.decoder, self.rank = decoder, rank
         weight = decoder.get_input_embeddings().weight
@@ -98,7 +98,7 @@ class UnitModel(nn.Module):
         return text_loss, functional.cross_entropy(self.logits(hidden[is_unit]), unit[is_unit])
 
 
-def load(source: Path, rank: int, dtype: torch.dtype) -> tuple[UnitModel, Any]:
+def load(source: Path, rank: int | None, dtype: torch.dtype) -> tuple[UnitModel, Any]:
     """The model to train and its tokenizer, from a Hugging Face directory or a GGUF file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -136,13 +136,14 @@ def ship(out: Path, model: UnitModel, tokenizer: Any, settings: dict[str, Any]) 
     if model.rank:
         from peft import get_peft_model_state_dict
 
-        tensors = get_peft_model_state_dict(model.decoder)
+        tensors = get_peft_model_state_dict(model.decoder, save_embedding_layers=False)
         named = {f"base_model.model.{name}": tensor.half().contiguous() for name, tensor in tensors.items()}
         save_file(named, out / "adapter_model.safetensors")
         model.decoder.peft_config["default"].save_pretrained(out)
     else:
         model.decoder.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(out)
     save_file({"pad_embedding": model.pad_row.detach().float(), **norm}, out / "lud.safetensors")
     (out / "lud.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

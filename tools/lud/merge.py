@@ -1,0 +1,72 @@
+"""Merge an adapter of lexical units into its base: a checkpoint that plain transformers can load.
+
+    python -m tools.lud.merge --base MODEL.gguf --adapter ADAPTER --out CHECKPOINT
+
+PAD becomes the token `<|lud_pad|>`, the last of the vocabulary. PEFT does the merging, and not the code by which
+`seqrt export --lud` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+from tools.lud.model import UnitModel, load
+
+PAD: Final = "<|lud_pad|>"
+
+
+def merged(model: UnitModel, adapter: Path) -> Any:
+    """The decoder of `model`, which has no LoRA of its own, with the adapter's and with a row for PAD.
+
+    Raises:
+        ValueError: The adapter holds no LoRA, or no embedding of PAD.
+    """
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} has no adapter_config.json; give what tools.lud.train wrote with a rank above 0")
+    learnt = load_file(adapter / "lud.safetensors")
+    if "pad_embedding" not in learnt:
+        raise ValueError(f"{adapter / 'lud.safetensors'} has no pad_embedding; train the adapter again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names that are about to change
+        decoder = PeftModel.from_pretrained(model.decoder, adapter).merge_and_unload()
+    decoder.resize_token_embeddings(model.pad + 1, mean_resizing=False)
+    with torch.no_grad():
+        decoder.get_input_embeddings().weight[model.pad] = learnt["pad_embedding"]
+        output = decoder.get_output_embeddings().weight
+        if output is not decoder.get_input_embeddings().weight:
+            output[model.pad] = 0.0
+    return decoder
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="GGUF file or Hugging Face directory")
+    parser.add_argument("--adapter", type=Path, required=True, help="what tools.lud.train wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    model, tokenizer = load(options.base, None, torch.float32)
+    decoder = merged(model, options.adapter)
+    decoder.save_pretrained(options.out)
+    tokenizer.add_special_tokens({"additional_special_tokens": [PAD]})
+    tokenizer.save_pretrained(options.out)
+    settings = json.loads((options.adapter / "lud.json").read_text(encoding="utf-8"))
+    (options.out / "lud.json").write_text(
+        json.dumps({**settings, "pad_token_id": model.pad}, indent=2) + "\n", encoding="utf-8"
+    )
+    print(f"{options.out}: {model.pad + 1} tokens, PAD is {model.pad}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"merge: {error}") from error
