@@ -21,7 +21,7 @@ DEMO_BUNDLE := build/demo/source
 # Of tools/zoo; there is hydra-plus too.
 HEADS := medusa hydra
 # TensorRT-RTX, which builds engines without a GPU, has wheels for this system only.
-EXTRAS := cpu,export,plot,dev$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(shell echo ,rtx))
+EXTRAS := cpu,export,plot,train,dev$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(shell echo ,rtx))
 EXPORTER := $(shell find exporter graphs runtime/bundle.py -name '*.py')
 
 .PHONY: help demo test install lint types tests build clean

@@ -161,8 +161,8 @@ def lud_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Marked(str(index), "count", [10 + (first + i) % 24 for i in range(64)], 2, [(2, 63)], 0.9, "test")
         for index, first in starts
     ]
-    settings = {"rank": 0, "distil": False, "batch": 1, "epochs": 2, "learning_rate": 5e-3, "pads": 2.0}
-    train.train(model, texts, train.Recipe(lookahead=4, **settings), folder / "lud.pt")
+    recipe = train.Recipe(lookahead=4, rank=0, distil=False, batch=1, epochs=2, learning_rate=5e-3, pads=2.0)
+    train.train(model, texts, recipe, folder / "lud.pt")
     train.ship(folder / "model", model, None, {"base_model": "counting", "lookahead": 4, "beta": 0.8})
     _tokenizer().save(str(folder / "model" / "tokenizer.json"))
     return folder / "model"

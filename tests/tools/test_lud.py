@@ -157,7 +157,7 @@ def test_pad_is_read_and_never_predicted_as_a_token_of_the_text() -> None:
     arrays = [torch.from_numpy(values) for values in (packed.ids, packed.positions, packed.sees)]
     before = model.hidden(*arrays)
     with torch.no_grad():
-        model.pad_row += 1
+        model.pad_row.add_(1)
     after = model.hidden(*arrays)
     assert torch.equal(before[0], after[0])
     assert not torch.allclose(before[1], after[1])
