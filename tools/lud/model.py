@@ -40,6 +40,8 @@ class UnitModel(nn.Module):
             if not targets:
                 raise ValueError(f"the base has none of the projections {', '.join(PROJECTIONS)}; use --rank 0")
             decoder.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+            for parameter in self.trained():
+                parameter.data = parameter.data.float()  # in half precision small steps would be rounded away
 
     def trained(self) -> nn.ParameterList:
         """What is trained."""
@@ -52,9 +54,10 @@ class UnitModel(nn.Module):
         scaled = self.pad_row * getattr(table, "embed_scale", 1.0)
         rows = torch.where((ids == self.pad)[:, None], scaled.to(rows.dtype), rows)
         mask = torch.where(sees, 0.0, torch.finfo(rows.dtype).min).to(rows.dtype)[None, None]
-        out = self.decoder.base_model(
-            inputs_embeds=rows[None], attention_mask=mask, position_ids=positions[None], use_cache=False
-        )
+        with torch.autocast("cpu", rows.dtype, enabled=rows.dtype != torch.float32):
+            out = self.decoder.base_model(
+                inputs_embeds=rows[None], attention_mask=mask, position_ids=positions[None], use_cache=False
+            )
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 

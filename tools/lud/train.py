@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--base-name", help="what the card calls the base; the name of its file or folder if not given")
     parser.add_argument("--units", type=Path, required=True, nargs="+", help="what tools.lud.mark wrote")
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--start", type=Path, help="lud.pt of an earlier run with this rank, to begin with its weights")
     parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
     parser.add_argument("--lookahead", type=int, default=standard.lookahead)
     parser.add_argument("--pads", type=float, default=standard.pads, help="PADs for each token of a response")
@@ -188,6 +189,8 @@ def main() -> None:
         raise ValueError(f"no text of {', '.join(map(str, options.units))} has units; mark with a smaller --alpha")
     model, tokenizer = load(options.base, recipe.rank, getattr(torch, options.dtype))
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.start:
+        model.trained().load_state_dict(torch.load(options.start, weights_only=True)["block"])
     before = measure(model, [text for text in texts if is_held_out(text, recipe.held_out)], recipe)
     steps = train(model, learnt, recipe, options.work / "lud.pt")
     after = measure(model, [text for text in texts if is_held_out(text, recipe.held_out)], recipe)
