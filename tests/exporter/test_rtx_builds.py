@@ -1,5 +1,6 @@
 """Every shipped graph, parsed and built ahead of time by TensorRT-RTX: that takes no GPU."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow  # the fixtures take it
 
 HIDDEN, INNER, VOCAB, CAPACITY = 128, 192, 300, 64
 HEADS, KV_HEADS, WIDTH = 4, 2, 64  # fused kernels are for widths of 32 to 256, and not for one row of two heads
-ROLES = ("decoder", "logits", "compaction", "medusa", "hydra.0", "hydra.1", "hydra.prefix")
+ROLES = ("decoder", "logits", "score", "compaction", "medusa", "hydra.0", "hydra.1", "hydra.prefix")
 BUCKETS = (1, 8, 16, 32, 64)
 ROWS = dict.fromkeys(("T", "R", "N", "A", "P"), (1, 8, 64))  # smallest, most likely and largest number of rows
 
@@ -90,7 +91,7 @@ def random_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 @pytest.fixture(scope="module")
 def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of small size with heads of a usual one, and two kinds of draft heads beside it."""
+    """A Llama of small size with heads of a usual one, two kinds of draft heads beside it, and what it reads PAD as."""
     path = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -126,6 +127,10 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_tensors(
         path / "hydra" / "hydra_lm_head.safetensors", hydra | {"prefix_embeding_layer.norm.weight": (HIDDEN,)}
     )
+    (path / "lud").mkdir()
+    (path / "lud" / "lud.json").write_text(json.dumps({"lookahead": 4}))
+    learnt = {"pad_embedding": torch.randn(HIDDEN), "base_norm": torch.ones(HIDDEN)}
+    save_file(learnt, path / "lud" / "lud.safetensors")
     return path
 
 
@@ -139,8 +144,9 @@ def exported(source: Path, bundle: Path, dtype: str, *, heads: bool = True, **re
 
 @pytest.fixture(scope="module")
 def halves(wide_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Every target in fp16."""
-    return exported(wide_source, tmp_path_factory.mktemp("halves") / "bundle", "fp16", targets=tuple(TARGETS))
+    """Every target in fp16, with lexical units."""
+    folder = tmp_path_factory.mktemp("halves")
+    return exported(wide_source, folder / "bundle", "fp16", targets=tuple(TARGETS), lud=wide_source / "lud")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -168,7 +174,7 @@ def test_bf16_builds(wide_source: Path, tmp_path: Path) -> None:
 
 def test_float32_builds(wide_source: Path, tmp_path: Path) -> None:
     bundle = exported(wide_source, tmp_path / "bundle", "fp32", heads=False)
-    for role in ROLES[:3]:
+    for role in ROLES[:4]:
         build(bundle.graph(role, "rtx-fp32"), decompose=True)
 
 
@@ -176,8 +182,16 @@ def test_float32_builds(wide_source: Path, tmp_path: Path) -> None:
 def test_quantised_weights_build(wide_source: Path, tmp_path: Path, quantize: Method, heads: bool) -> None:
     """Heads are int8 in either case."""
     bundle = exported(wide_source, tmp_path / "bundle", "fp16", quantize=quantize, heads=heads)
-    counts = {"decoder": 2 * 4 + 1, "logits": 1, "compaction": 0, "medusa": 2, "hydra.0": 2, "hydra.prefix": 4}
-    for role in ROLES if heads else ROLES[:3]:
+    counts = {
+        "decoder": 2 * 4 + 1,
+        "logits": 1,
+        "score": 1,
+        "compaction": 0,
+        "medusa": 2,
+        "hydra.0": 2,
+        "hydra.prefix": 4,
+    }
+    for role in ROLES if heads else ROLES[:4]:
         path = bundle.graph(role, "rtx-fp16")
         count = sum(node.op_type == "DequantizeLinear" for node in ir.load(path).graph)
         assert count == counts.get(role, 2), role
