@@ -41,15 +41,15 @@ def test_a_second_build_finds_all_done(seqrt: Seqrt, made: Path) -> None:
     document = json.loads(seqrt(*again, "--json").out)
     assert document["built"] is False
     assert Path(document["engines"]).is_dir()
-    assert [graph["role"] for graph in document["graphs"]] == ["decoder", "logits", "compaction"]
+    assert [graph["role"] for graph in document["graphs"]] == ["decoder", "logits", "score", "compaction"]
 
 
 def test_what_was_built_is_printed(seqrt: Seqrt, made: Path) -> None:
     result = seqrt("build", made, "--backend", "rtx", "--buckets", "1", "--prefill", 8, "--cc", "8.6, 12.0")
     assert result.code == 0, result.err
     first, *rest = result.out.splitlines()
-    assert "-sm86+sm120-fp16: 3 engines, " in first
-    assert [line.split()[0] for line in rest] == ["decoder", "logits", "compaction"]
+    assert "-sm86+sm120-fp16: 4 engines, " in first
+    assert [line.split()[0] for line in rest] == ["decoder", "logits", "score", "compaction"]
 
 
 def test_the_cpu_still_answers(seqrt: Seqrt, made: Path) -> None:

@@ -159,7 +159,7 @@ def test_prompt_logits_within_1e_4(exported: Exported) -> None:
 
 
 def test_every_graph_was_compared_with_torch(exported: Exported) -> None:
-    assert set(exported.report.differences) == {"decoder", "logits", "compaction"}
+    assert set(exported.report.differences) == {"decoder", "logits", "score", "compaction"}
     decoder = exported.report.differences["decoder"]
     assert set(decoder) == {"topk_logits", "topk_ids", "logsumexp", "hidden", "present_key", "present_value"}
     assert 0 < max(decoder.values()) < 1e-4
@@ -184,7 +184,7 @@ def test_the_bundle_says_what_it_holds(exported: Exported) -> None:
     assert (model.eos_token_ids, model.bos_token_id, model.num_candidates) == ((2,), 1, VOCAB)
     assert model.num_kv_heads == getattr(config, "num_key_value_heads", 4)
     assert {graph.role: graph.path for graph in manifest.graphs} == {
-        role: f"graphs/{role}.onnx" for role in ("decoder", "logits", "compaction")
+        role: f"graphs/{role}.onnx" for role in ("decoder", "logits", "score", "compaction")
     }
     assert {(graph.dtype, graph.opset) for graph in manifest.graphs} == {("fp32", 24)}
     assert {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")} == {
@@ -222,7 +222,7 @@ def test_one_bundle_for_several_engines_and_types(source: Path, tmp_path: Path) 
     report = export(source, tmp_path / "bundle", targets=("ort", "rtx"), dtypes=("fp32", "fp16"), capacity=50)
     bundle = open_bundle(tmp_path / "bundle")
     graphs = {(graph.role, graph.profile, graph.dtype): graph for graph in bundle.manifest.graphs}
-    roles, kinds = ("decoder", "logits", "compaction"), ("fp32", "fp16")
+    roles, kinds = ("decoder", "logits", "score", "compaction"), ("fp32", "fp16")
     assert graphs.keys() == {(role, target, kind) for role in roles for target in ("ort", "rtx") for kind in kinds}
     assert set(bundle.manifest.variants) == {"ort-fp32", "ort-fp16", "rtx-fp32", "rtx-fp16"}
     assert {graph.opset for graph in graphs.values()} == {24}
@@ -255,7 +255,7 @@ def test_one_bundle_for_several_engines_and_types(source: Path, tmp_path: Path) 
 def test_quantised_weights_for_tensorrt_compute_what_torch_does(source: Path, tmp_path: Path, quantize: Any) -> None:
     """Signed codes, and of 4 bits the rest of the offsets as a product of its own."""
     report = export(source, tmp_path / "bundle", targets=("rtx",), dtypes=("fp32",), quantize=quantize)
-    assert report.differences.keys() == {f"{role}.rtx-fp32" for role in ("decoder", "logits", "compaction")}
+    assert report.differences.keys() == {f"{role}.rtx-fp32" for role in ("decoder", "logits", "score", "compaction")}
     graph = onnx.load(tmp_path / "bundle" / "graphs" / "decoder.rtx-fp32.onnx", load_external_data=False).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert {kinds[name] for name in kinds if name.endswith(".codes") and name.startswith("layers.")} == {
@@ -273,7 +273,7 @@ def test_bf16_of_gemma_without_a_graph_for_onnxruntime(tmp_path: Path) -> None:
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest.variants == ("rtx-bf16",)
     assert {path.name for path in (tmp_path / "bundle" / "graphs").iterdir()} == {
-        *(f"{role}.rtx-bf16.onnx" for role in ("decoder", "logits", "compaction")),
+        *(f"{role}.rtx-bf16.onnx" for role in ("decoder", "logits", "score", "compaction")),
         "weights.trt.bf16.bin",
     }
     assert caches(bundle, "decoder", "rtx-bf16") == {(onnx.TensorProto.BFLOAT16, 128 + STATIC_ROOM)}

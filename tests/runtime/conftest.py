@@ -18,6 +18,7 @@ from seqrt.exporter.export import export
 from seqrt.runtime.decoder import StepOutput
 from seqrt.runtime.drafters import Proposal
 from seqrt.runtime.model import Model, load
+from seqrt.runtime.options import Options
 from seqrt.runtime.tree import Tree
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # tools/ is not part of the installed package
@@ -274,7 +275,10 @@ def prophesied() -> Callable[[Model, list[int]], dict[str, Any]]:
     """Gives the options under which every draft of a model comes true."""
 
     def options(model: Model, answer: list[int]) -> dict[str, Any]:
-        model._drafters["lookup", None, None, None] = Prophet(answer)
+        model.drafter(Options(draft="lookup"))
+        for key in model._drafters:
+            if key[0] == "lookup":
+                model._drafters[key] = Prophet(answer)
         return {"draft": "lookup", "adaptive": False}
 
     return options

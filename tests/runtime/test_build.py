@@ -305,7 +305,7 @@ def test_building_needs_neither_torch_nor_onnx_nor_transformers(bundle: Bundle) 
     document = json.loads(done.stdout)
     assert document["built"]
     assert document["settings"]["buckets"] == [1, 2]
-    assert [graph["role"] for graph in document["graphs"]][:3] == ["decoder", "logits", "compaction"]
+    assert [graph["role"] for graph in document["graphs"]][:4] == ["decoder", "logits", "score", "compaction"]
 
 
 def test_a_gpu_that_is_too_small_is_said_before() -> None:

@@ -43,7 +43,7 @@ MODEL = ModelInfo(
 )
 GRAPHS = tuple(
     GraphInfo(role=role, path=f"graphs/{role}.onnx", dtype="fp32", profile="ort", opset=24, weight_bytes=1)
-    for role in ("decoder", "logits", "compaction", "medusa")
+    for role in ("decoder", "logits", "score", "compaction", "medusa")
 )
 HEADS = HeadInfo(
     name="medusa",
@@ -139,7 +139,7 @@ def test_what_is_not_in_a_bundle_is_named(bundle: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(
         BundleError,
-        match=r"has no 'hydra' graph for ort-fp32; it has decoder, logits, compaction, medusa for ort-fp32; export",
+        match=r"has no 'hydra' graph for ort-fp32; it has decoder, logits, score, compaction, medusa for ort-fp32; export",
     ):
         opened.graph("hydra")
     with pytest.raises(BundleError, match=r"has no tree\.json; export the model again"):
@@ -225,7 +225,7 @@ def test_absurd_shape(bundle: Path, name: str, value: int) -> None:
     ("change", "message"),
     [
         (lambda raw: raw["graphs"].pop(0), "has 0 graphs for 'decoder' and ort-fp32, expected 1; export again"),
-        (lambda raw: raw["graphs"].pop(2), "has 0 graphs for 'compaction' and ort-fp32, expected 1; export again"),
+        (lambda raw: raw["graphs"].pop(3), "has 0 graphs for 'compaction' and ort-fp32, expected 1; export again"),
         (
             lambda raw: raw["graphs"].append(raw["graphs"][1]),
             "has 2 graphs for 'logits' and ort-fp32, expected 1; export again",
@@ -340,7 +340,7 @@ def test_hashes_are_computed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     graphs = [Path(graph.path).name for graph in GRAPHS]
     assert sorted(hashed) == sorted(["chat_template.jinja", *graphs, "weights.bin"])
     open_bundle(bundle)
-    assert len(hashed) == 6
+    assert len(hashed) == 7
     bundle.rename(bundle.parent / "moved")
     open_bundle(bundle.parent / "moved")
     assert len(hashed) == 12

@@ -60,6 +60,7 @@ def answer(new_tokens: int = 7, prompt: str = "1", scale: float = 1.0) -> Answer
         computed=20,
         rows=[4, 4, 1],
         emitted=[3, 2, 1],
+        drafted=6,
         accepted_depth=[(3, 2), (3, 1)],
         arrival_seconds=[scale * arrival for arrival in arrivals],
     )

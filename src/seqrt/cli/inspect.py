@@ -72,4 +72,8 @@ def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
         lines.append((f"graph {graph.role}", f"{graph.path}: {graph.dtype}, opset {graph.opset}, {graph.profile}"))
     for head in manifest.heads:
         lines.append((f"draft {head.name}", f"{head.kind}: {head.num_heads} heads, {head.top_k} candidates each"))
+    if (units := manifest.units) is not None:
+        lines.append(
+            ("draft lud", f"lexical units of up to {units.lookahead} tokens, beta {units.beta:g}; {units.base}")
+        )
     return lines
