@@ -343,7 +343,7 @@ def test_hashes_are_computed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(hashed) == 7
     bundle.rename(bundle.parent / "moved")
     open_bundle(bundle.parent / "moved")
-    assert len(hashed) == 12
+    assert len(hashed) == 14
 
 
 def test_verify_looks_behind_the_stamp(bundle: Path) -> None:
