@@ -183,7 +183,8 @@ class Assembly:
         decoder = load_decoder(self.weights, replaced)
         progress("comparing the graphs with torch")
         hidden = np.random.default_rng(0).standard_normal((2, decoder.config.hidden_size)).astype(np.float32)
-        score = Score(decoder.config)
+        with torch.device("meta"):
+            score = Score(decoder.config)
         scored: Arrays = {"hidden": hidden, "token_ids": np.arange(2)}
         score.head = decoder.readout.head
         for variant in variants:

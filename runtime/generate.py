@@ -14,6 +14,7 @@ from seqrt.runtime.pacing import Pacer
 from seqrt.runtime.probe import OFF, Probe
 from seqrt.runtime.rows import Rows
 from seqrt.runtime.sampling import Sampler
+from seqrt.runtime.tree import Tree
 from seqrt.runtime.verification import Verifier
 
 # Of a step, in this order; "accept" judges drafts and "sample" chooses a token where there are none.
@@ -32,7 +33,7 @@ class Trace:
         computed: tokens of the prompt that were not in the cache.
         rows, emitted: of each step, nodes verified and tokens decided.
         drafted: drafts in all.
-        accepted_depth: of each drafted step, depth of the tree and of the accepted path.
+        accepted_depth: of each step with drafts, depth of the tree and of the accepted path.
         arrival_seconds: of each token, when it was decided, counted from the start.
         margins: of each token, best logit less second best; only with log-probabilities.
     """
@@ -116,10 +117,15 @@ class Loop:
         self.pacer.record(tree.num_nodes, len(tokens), seconds, perf_counter() - begin, drafted=drafted)
         self.trace.rows.append(tree.num_nodes)
         self.trace.emitted.append(len(tokens))
-        if tree.num_nodes > 1 and (drafts := tree.depth[1:][tree.tokens[1:] < self.sampler.vocab_size]).size:  # no PADs
-            self.trace.drafted += drafts.size
-            self.trace.accepted_depth.append((int(drafts.max()), len(accepted.path) - 1))
+        if tree.num_nodes > 1:
+            self._trace_drafts(tree, accepted.path)
         return tokens
+
+    def _trace_drafts(self, tree: Tree, path: Sequence[int]) -> None:
+        depths = tree.depth[1:][tree.tokens[1:] < self.sampler.vocab_size]  # PADs guess nothing
+        if depths.size:
+            self.trace.drafted += depths.size
+            self.trace.accepted_depth.append((int(depths.max()), len(path) - 1))
 
     def _draft(self, root: int) -> tuple[Proposal, bool]:
         """What to verify next, and whether the drafter was asked."""

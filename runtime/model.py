@@ -88,7 +88,7 @@ class Model:
             self._decoder.warm_up()
         self._cached: list[int] = []  # tokens whose rows are in the cache
         self._drafters: dict[tuple[object, ...], Drafter | None] = {}
-        self._pacers: dict[tuple[str, str | None, int, bool], Pacer] = {}
+        self._pacers: dict[tuple[object, ...], Pacer] = {}
         # of this machine and model, whatever the drafter
         self._step_costs = StepCosts(unsettled=0 if engines.backend == "cpu" else _UNSETTLED)
         self._tokenizer = _tokenizer(bundle)
@@ -224,18 +224,20 @@ class Model:
         Raises:
             RequestError: there is no such drafter, or it cannot serve them.
         """
-        tree = self.plan(options).tree
-        key = (options.draft, tree, *(getattr(options, name) for name in SPECIAL))
+        plan = self.plan(options)
+        special = (getattr(options, name) for name in SPECIAL if name != "tree")
+        key = (options.draft, plan.tree, *special)
         if key not in self._drafters:
-            supplies = Supplies(self.bundle, self.engines, self.encode, options, tree, self.branches)
-            self._drafters[key] = make_drafter(supplies)
+            supplies = Supplies(self.bundle, self.engines, self.encode, options, plan.tree, self.branches)
+            made = make_drafter(supplies)
             if options.tree not in (None, DYNAMIC):
                 nodes = Template.resolve(options.tree).num_nodes
                 if nodes > self._decoder.max_rows:
                     raise RequestError(f"--tree {options.tree!r:.60} has {nodes} nodes, {self._most_rows()}")
-            if options.lookahead is not None and 2 * options.lookahead - 1 > self._decoder.max_rows:
-                rows = 2 * options.lookahead - 1
-                raise RequestError(f"--lookahead {options.lookahead} needs {rows} rows, {self._most_rows()}")
+            self._drafters[key] = made
+        if options.lookahead is not None and (rows := 2 * options.lookahead - 1) > plan.rows:
+            hint = self._most_rows() if rows > self._decoder.max_rows else f"--max-rows allows {plan.rows}; give more"
+            raise RequestError(f"--lookahead {options.lookahead} needs {rows} rows, {hint}")
         return self._drafters[key]
 
     def plan(self, options: Options) -> Plan:
@@ -357,7 +359,7 @@ class Model:
 
     def _pacer(self, options: Options) -> Pacer:
         plan = self.plan(options)
-        key = (options.draft, plan.tree, plan.rows, options.paced)
+        key = (options.draft, plan.tree, plan.rows, options.paced, options.lookahead)
         if key not in self._pacers:
             relative = () if self.tuning is None else self.tuning.relative
             buckets = tuple(self._decoder.engine.buckets)

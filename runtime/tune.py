@@ -190,9 +190,11 @@ def choose(name: str, found: Recording, costs: Costs, trees: Sequence[str | None
     answers = found.answers[name]
     draft = _draft_costs(found.draft[name], len(costs))
     ranked = _ranked(answers, len(costs) - 1)
+    learnt = max((len(place.paths) for places in answers for place in places), default=0)
+    sizes = range(2, len(costs) + 1), range(3, min(2 * learnt + 1, len(costs)) + 1, 2)  # of units, 2 k - 1
     best: tuple[float, float, int, str | None] = (*replay(answers, 1, None, costs, draft), 1, None)
     for kind in trees:
-        for rows in range(3 if kind == _UNITS else 2, len(costs) + 1, 2 if kind == _UNITS else 1):
+        for rows in sizes[kind == _UNITS]:
             paths = frozenset(ranked[: rows - 1]) if kind == _STATIC else None
             if paths is not None and len(paths) < rows - 1:
                 break

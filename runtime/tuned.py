@@ -14,7 +14,7 @@ from seqrt.runtime.backends import Engines
 from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.files import write_whole
 from seqrt.runtime.machine import cpu_model
-from seqrt.runtime.options import DYNAMIC, MAX_ROWS, Options
+from seqrt.runtime.options import DYNAMIC, MAX_ROWS, PAPER, Options
 from seqrt.runtime.records import read
 
 SCHEMA: Final = 1
@@ -91,6 +91,7 @@ class Plan:
         """What options and tuning come to: options first.
 
         Where the loop adapts, it cuts trees to what pays at each step, so that only the kind of tree is taken over.
+        What paper mode says depends on its lookahead, which is no matter of measured times.
 
         Args:
             options: of the request.
@@ -99,7 +100,7 @@ class Plan:
                 unless the request asks for it.
         """
         rows = options.max_rows or MAX_ROWS
-        if choice is None or options.tree is not None:
+        if choice is None or options.tree is not None or options.lookahead is not None or options.lud_mode == PAPER:
             return cls(options.tree, rows)
         if not exact and not is_chain(choice.tree):
             return cls(None, rows)

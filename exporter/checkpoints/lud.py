@@ -44,7 +44,7 @@ _OURS: Final = {
     "up": "mlp",
     "down": "mlp",
 }
-_CHANGES_SCALE: Final = ("rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias")
+_UNMERGED: Final = ("rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Merged:
     @property
     def files(self) -> list[Path]:
         """The base's and the adapter's."""
-        return [*self.base.files, *self.adapter.glob("*.safetensors")]
+        return list(dict.fromkeys([*self.base.files, *sorted(self.adapter.glob("*.safetensors"))]))
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -181,10 +181,12 @@ def _open_lora(adapter: Path, config: DecoderConfig) -> _Lora:
     found: dict[str, dict[str, str]] = {}
     for key in tensors.entries:
         match = _KEY.fullmatch(key)
-        if match is None or match[2] not in _OURS or int(match[1]) >= config.num_layers:
+        if match is None or match[2] not in _OURS:
             raise CheckpointError(
-                f"{file} changes {key}, which {config.num_layers} layers of this base do not have; use its own base"
+                f"{file} changes {key}, which is not merged here; train the projections of layers only"
             )
+        if int(match[1]) >= config.num_layers:
+            raise CheckpointError(f"{file} changes {key}, this base has {config.num_layers} layers; use its own base")
         found.setdefault(f"layers.{match[1]}.{_OURS[match[2]]}.{match[2]}.weight", {})[match[3]] = key
     places = {}
     for name, parts in found.items():
@@ -199,9 +201,12 @@ def _open_lora(adapter: Path, config: DecoderConfig) -> _Lora:
 
 def _check_kind(adapter: Path, settings: Mapping[str, Any]) -> None:
     config = adapter / "adapter_config.json"
-    if settings.get("peft_type") != "LORA" or not settings.get("r") or not settings.get("lora_alpha"):
+    if settings.get("peft_type") != "LORA":
         raise CheckpointError(f"{config} is of kind {settings.get('peft_type')!r}; what can be merged is LORA")
-    if odd := [name for name in _CHANGES_SCALE if settings.get(name)]:
+    for name in ("r", "lora_alpha"):
+        if not isinstance(settings.get(name), int | float) or settings[name] <= 0:
+            raise CheckpointError(f"{config} has {name} {settings.get(name)!r}, which must be above 0; copy it again")
+    if odd := [name for name in _UNMERGED if settings.get(name)]:
         raise CheckpointError(
             f"{config} has {odd[0]}, which is not merged here; merge it with PEFT and export the result"
         )

@@ -8,14 +8,16 @@ places later. The next step computes the rows of t0, t1, ... as the real tokens 
     rows     what follows    the next drafts
 
 Verify mode, the default, asks these rows whether d1, d2, ... are what the model says: the text is that of plain
-decoding. Paper mode takes tj unseen while the confidence of all t1 .. tj is above beta, which is LOSSY. No PAD is ever
-committed. The authors released no code; the repetition guard is as others reported it.
+decoding. Paper mode takes tj unseen while the confidence of all t1 .. tj, the model's own probability whatever the
+temperature, is above beta; that is LOSSY. No PAD is ever committed. The authors released no code; the repetition guard
+is as others reported it.
 
 PADs may stand behind any draft, for the case that the walk ends there. A PAD is worth the probability of that times the
 probability that what it says will be accepted in the next step; the loop keeps those that pay.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -26,6 +28,7 @@ from seqrt.runtime.drafters.trust import Probabilities, Trust
 from seqrt.runtime.tree import Tree
 
 _LEAST: Final = 1e-9  # worth of a PAD: a child comes after its parent
+_PRIOR: Final = 0.6  # how often what a PAD says is right, before anything was seen
 
 
 class LudDrafter:
@@ -42,7 +45,7 @@ class LudDrafter:
 
     def __init__(self, pad: int, lookahead: int, beta: float | None = None) -> None:
         self.pad, self.lookahead, self.beta = pad, lookahead, beta
-        self._trust = Trust(lookahead - 1)
+        self._trust = Trust(lookahead - 1, _PRIOR)
         self._drafts: list[int] = []
         self._own = np.ones(0)  # confidence of each draft
         self._proposed = 0  # drafts in the last proposal
@@ -51,7 +54,8 @@ class LudDrafter:
 
     def begin(self, tokens: Sequence[int], output: StepOutput) -> None:
         """A prompt has no PADs: the first step verifies nothing."""
-        self._drafts, self._text = [], list(tokens[-2:])
+        self._drafts, self._own, self._pads, self._proposed = [], np.ones(0), {}, 0
+        self._text = list(tokens[-2:])
 
     def propose(self, root: int, max_nodes: int, rate: float = 0.0, prices: Sequence[float] = ()) -> Proposal:
         """Drafts, as many as pay, and PADs behind them, worth most first; without prices all, behind the last draft."""
@@ -79,19 +83,19 @@ class LudDrafter:
         if verified:
             own = np.concatenate(([1.0], self._own[:verified]))
             self._trust.observe(proposal.tree.parents[: verified + 1], own, path)
+        elif not self._pads:
+            self._trust.relax()
         rows = [row for row in self._pads.get(path[-1], ()) if row < nodes]
         self._drafts = output.topk_ids[rows, 0].tolist()
         self._own = np.exp(output.topk_logits[rows, 0].astype(np.float64) - output.logsumexp[rows])
-        self._text = [*self._text, *tokens][-3:]
         if self.beta is not None:
+            self._text = [*self._text, *tokens][-3:]  # the next token, and the last pair before it
             self._drafts = self._drafts[: self._taken(self.beta)]
-        self._text = self._text[-2:]
         self._pads, self._proposed = {}, 0
 
     def _taken(self, beta: float) -> int:
         """How many drafts paper mode takes: contiguous, confident, and none that repeats what was just said."""
-        *before, last = self._text
-        pairs = {*zip(before, [*before[1:], last], strict=True)}
+        last, pairs = self._text[-1], set(pairwise(self._text))
         for count, (token, own) in enumerate(zip(self._drafts, self._own, strict=True)):
             if own <= beta or token == last or (last, token) in pairs:
                 return count
@@ -122,11 +126,11 @@ class LudDrafter:
         drafts = len(chance) - 1
         tokens = [root, *self._drafts[:drafts]]
         parents, probability = list(range(-1, drafts)), chance.tolist()
-        lookahead = worth.shape[1]
+        each = worth.shape[1]
         # Of one node, PADs fall in worth, and a stable order keeps equals: parents come first.
         for place in np.argsort(-worth, axis=None, kind="stable")[: max_nodes - drafts - 1].tolist():
-            node, j = divmod(place, lookahead)
-            if worth[node, j] == 0.0:
+            node, j = divmod(place, each)
+            if worth[node, j] == 0.0:  # without prices none but the last node has PADs
                 break
             behind = self._pads.setdefault(node, [])
             parents.append(behind[-1] if behind else node)

@@ -18,10 +18,11 @@ class Trust:
 
     Args:
         num_heads: head i guesses the nodes of depth i + 1.
+        prior: both rates before anything was seen.
     """
 
-    def __init__(self, num_heads: int) -> None:
-        self._hits, self._expected = np.full(num_heads, _PRIOR), np.full(num_heads, _PRIOR)
+    def __init__(self, num_heads: int, prior: float = _PRIOR) -> None:
+        self._hits, self._expected, self._prior = np.full(num_heads, prior), np.full(num_heads, prior), prior
 
     def hits(self, head: int) -> float:
         """How often the token that follows was among those that a head proposed."""
@@ -31,6 +32,11 @@ class Trust:
         """What the probabilities that a head gave are worth."""
         worth: Probabilities = np.clip(own * (self._hits[head] / self._expected[head]), _LEAST, _MOST)
         return worth
+
+    def relax(self) -> None:
+        """Nothing was asked: what is believed moves back to where it began, so that it is tried again some time."""
+        for rates in (self._hits, self._expected):
+            rates += (1 - _DECAY) * (self._prior - rates)
 
     def observe(self, parents: npt.NDArray[np.int64], own: Probabilities, path: Sequence[int]) -> None:
         """A tree was verified.

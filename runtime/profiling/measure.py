@@ -134,7 +134,7 @@ class Measurement:
 
     @property
     def accepted_tokens(self) -> int:
-        """Drafts that were right."""
+        """Drafts that were taken."""
         return sum(got for _, got in self._accepted)
 
     @property

@@ -159,7 +159,7 @@ def lud_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = UnitModel(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, attn_implementation="sdpa")), 0)
     starts = enumerate(rng.integers(0, 24, 96).tolist())
     texts = [
-        Marked(str(index), "count", [10 + (first + i) % 24 for i in range(64)], 2, [(2, 63)], 0.9, "test")
+        Marked(str(index), "count", [10 + (first + i) % 24 for i in range(64)], 2, [(2, 63)], 0.9, "any", 64, "test")
         for index, first in starts
     ]
     recipe = train.Recipe(lookahead=4, rank=0, distil=False, batch=1, epochs=2, learning_rate=5e-3, pads=2.0)

@@ -139,7 +139,7 @@ def test_what_is_not_in_a_bundle_is_named(bundle: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(
         BundleError,
-        match=r"has no 'hydra' graph for ort-fp32; it has decoder, logits, score, compaction, medusa for ort-fp32; export",
+        match=r"has no 'hydra' graph for ort-fp32; it has decoder, logits, score, compaction, medusa for ort-fp32",
     ):
         opened.graph("hydra")
     with pytest.raises(BundleError, match=r"has no tree\.json; export the model again"):

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tools.lud import mark
+from tools.lud.corpus import read_corpus
 from tools.lud.units import Marking, read_marked
 
 from seqrt.errors import CheckpointError, ExportError, RequestError
@@ -29,6 +32,7 @@ from seqrt.runtime.profiling.measure import measure
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.tune import choose, record, replay_units
+from seqrt.runtime.tuned import Choice
 
 FIRST = 10
 PROMPT = [FIRST + 3, FIRST + 4, FIRST + 5]  # lud_bundle's model counts on, modulo LETTERS
@@ -136,6 +140,40 @@ def test_rows_that_cost_nothing_are_all_taken_and_dear_ones_are_not() -> None:
     assert drafter.propose(3, 64, 1.0, [2.0] * 63).tree.tokens[1] == 100, "no draft pays"
 
 
+def test_the_pads_behind_the_last_accepted_node_are_read() -> None:
+    drafter = LudDrafter(pad=100, lookahead=3)
+    drafter.begin([1, 2], output([3], [1.0]))
+    drafter.observe(drafter.propose(2, 64), [0], [3], output([3, 4, 5], [1.0, 0.9, 0.9]))
+    proposal = drafter.propose(3, 64, 1.0, [0.0] * 63)
+    tree, said = proposal.tree, 200 + np.arange(9)
+    for path in ([0], [0, 1], [0, 1, 2]):
+        drafter = LudDrafter(pad=100, lookahead=3)
+        drafter.begin([1, 2], output([3], [1.0]))
+        drafter.observe(drafter.propose(2, 64), [0], [3], output([3, 4, 5], [1.0, 0.9, 0.9]))
+        drafter.observe(drafter.propose(3, 64, 1.0, [0.0] * 63), path, [7], output(said.tolist(), [0.5] * 9))
+        behind = [node for node in range(9) if tree.tokens[node] == 100 and tree.ancestors[node, path[-1]]]
+        behind = [node for node in behind if tree.ancestors[node, :3].sum() == len(path)]
+        assert len(behind) == 2
+        assert drafter.propose(7, 64).tree.tokens[1:3].tolist() == said[behind].tolist()
+
+
+def test_trust_is_learnt_and_comes_back() -> None:
+    drafter = LudDrafter(pad=100, lookahead=2)
+    drafter.begin([1, 2], output([3], [1.0]))
+    prices = [0.3] * 10
+
+    def step(*, right: bool) -> int:
+        proposal = drafter.propose(3, 64, 1.0, prices)
+        rows = proposal.tree.num_nodes
+        path = list(range(1 + (right and 4 in proposal.tree.tokens)))
+        drafter.observe(proposal, path, [3], output([4] * rows, [0.9] * rows))
+        return rows
+
+    assert step(right=False) > 1
+    assert sum(step(right=False) > 1 for _ in range(300)) < 200, "what is never right is asked for less and less"
+    assert any(step(right=True) > 1 for _ in range(60)), "and again after a while"
+
+
 # Verify mode
 
 
@@ -147,6 +185,29 @@ def test_the_text_is_that_of_plain_decoding(model: Model, stranger: Model, looka
             plain = one.generate(prompt, max_new_tokens=40)
             drafted = one.generate(prompt, max_new_tokens=40, draft="lud", lookahead=lookahead, adaptive=adaptive)
             assert drafted.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_quantised_weights_change_nothing_of_that(
+    lud_checkpoint: Path, tmp_path: Path, quantize: Any, adaptive: bool
+) -> None:
+    with load(export(lud_checkpoint, tmp_path / "bundle", lud=lud_checkpoint, quantize=quantize).bundle) as one:
+        for prompt in (PROMPT, list(range(20, 50)), [7, 250, 33]):
+            plain = one.generate(prompt, max_new_tokens=40)
+            drafted = one.generate(prompt, max_new_tokens=40, draft="lud", adaptive=adaptive)
+            assert drafted.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 4])
+def test_few_rows_are_enough(model: Model, max_rows: int) -> None:
+    plain = model.generate(PROMPT, max_new_tokens=20)
+    for mode in ("verify", "paper"):
+        answer = model.generate(
+            PROMPT, max_new_tokens=20, draft="lud", lud_mode=mode, max_rows=max_rows, adaptive=False
+        )
+        assert max(answer.trace.rows) <= max_rows
+        assert mode == "paper" or answer.token_ids == plain.token_ids
 
 
 def test_units_are_decoded_at_once(model: Model) -> None:
@@ -236,6 +297,21 @@ def test_paper_mode_depends_on_no_clock(model: Model) -> None:
     assert first.tokens_per_step == second.tokens_per_step
 
 
+def test_a_tuning_does_not_change_what_paper_mode_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Options(draft="lud", lud_mode="paper", beta=0.2, max_new_tokens=40)
+    before = model.generate(PROMPT, wanted)
+    choice = Choice(
+        draft="lud", tree=None, rows=3, draft_ms=0.0, acceptance=(), tokens_per_step=1.0, tokens_per_second=1.0
+    )
+    tuning = SimpleNamespace(choice=lambda name: choice, relative=())
+    monkeypatch.setattr(model, "tuning", tuning)
+    assert model.plan(replace(wanted, lud_mode=None, adaptive=False)).rows == 3
+    assert model.plan(replace(wanted, lud_mode=None, adaptive=False, lookahead=4, beta=None)).rows == 64
+    after = model.generate(PROMPT, wanted)
+    assert after.token_ids == before.token_ids
+    assert after.tokens_per_step == before.tokens_per_step
+
+
 # What is counted
 
 
@@ -243,7 +319,7 @@ def test_pads_are_no_drafts(model: Model) -> None:
     wanted = [Options(max_new_tokens=30), Options(max_new_tokens=30, draft="lud", adaptive=False)]
     rows = {row.draft: row for row in measure(model, [Prompt(turns=("the thing",))], wanted).rows}
     lud = rows["lud"]
-    assert 0 < lud.drafted_tokens <= sum(lud.rows) - len(lud.rows) - sum(1 for _ in lud.rows)
+    assert 0 < lud.drafted_tokens == sum(lud.rows) - 4 * len(lud.rows), "a root and three PADs a step are none"
     assert lud.accepted_tokens <= lud.drafted_tokens
 
 
@@ -281,7 +357,8 @@ def test_tuning_chooses_a_lookahead(model: Model) -> None:
         ({"beta": 0.5}, "paper mode only"),
         ({"lud_mode": "fast"}, "--lud-mode is 'fast'"),
         ({"lookahead": 1}, "--lookahead is 1"),
-        ({"lookahead": 70}, "--lookahead 70 needs 139 rows"),
+        ({"lookahead": 70}, "--lookahead 70 needs 139 rows, a step takes 127"),
+        ({"lookahead": 40}, "--lookahead 40 needs 79 rows, --max-rows allows 64"),
         ({"lud_mode": "paper", "accept": "greedy"}, "--accept greedy"),
         ({"lud_mode": "paper", "repetition_penalty": 1.2}, "--lud-mode paper takes tokens unseen"),
         ({"lud_mode": "paper", "min_new_tokens": 3}, "--lud-mode paper takes tokens unseen"),
@@ -290,8 +367,9 @@ def test_tuning_chooses_a_lookahead(model: Model) -> None:
     ],
 )
 def test_options_that_cannot_be_served(model: Model, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(RequestError, match=words):
-        model.generate(PROMPT, **{"draft": "lud", **changes})
+    for _ in range(2):
+        with pytest.raises(RequestError, match=words):
+            model.generate(PROMPT, **{"draft": "lud", **changes})
 
 
 def test_a_bundle_without_units_says_how_to_get_them(llama_bundle: Path) -> None:
@@ -336,7 +414,7 @@ def test_adapters_that_cannot_be_merged(adapter: Path, lud_checkpoint: Path, lla
     save_file(two, adapter / "adapter_model.safetensors")
     fails(r"is \[64, 32\], this base has \[64, 64\]")
     save_file({key.format(7, "A"): torch.ones(4, 64)}, adapter / "adapter_model.safetensors")
-    fails("2 layers of this base do not have")
+    fails("this base has 2 layers")
     (adapter / "lud.json").unlink()
     fails("has no lud.json")
 
@@ -376,11 +454,29 @@ def test_marking_goes_on_where_it_was(model: Model, tmp_path: Path) -> None:
     assert counted == {size: sizes.count(size) for size in sorted(set(sizes))}
 
 
-def test_marks_of_another_alpha_are_not_gone_on_with(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [Marking(0.3), Marking(0.2, "confident"), Marking(0.2, longest=9)])
+def test_other_marks_are_not_gone_on_with(model: Model, tmp_path: Path, other: Marking) -> None:
     lines = rows(tmp_path / "corpus.jsonl", [{"text": "the thing of the ring"}])
     mark.mark(model, lines, tmp_path / "units.jsonl", Marking(0.2))
-    with pytest.raises(ValueError, match=r"was marked with alpha 0.2"):
-        mark.mark(model, lines, tmp_path / "units.jsonl", Marking(0.3))
+    with pytest.raises(ValueError, match=r"was marked with Marking\(alpha=0.2"):
+        mark.mark(model, lines, tmp_path / "units.jsonl", other)
+
+
+def test_long_texts_are_cut_and_texts_without_a_name_are_kept_apart(model: Model, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        lines = rows(
+            tmp_path / f"{name}.jsonl", [{"text": "the thing " * 2000}, {"prompt": "the " * 4000, "answer": "end"}]
+        )
+        mark.mark(model, lines, tmp_path / "units.jsonl", Marking())
+    texts = list(read_marked(tmp_path / "units.jsonl"))
+    assert [text.id for text in texts] == ["a.jsonl:1", "b.jsonl:1"]
+    assert len(texts[0].ids) == model.bundle.manifest.capacity - 1
+
+
+def test_only_a_text_that_begins_has_what_begins_a_text(tmp_path: Path) -> None:
+    path = rows(tmp_path / "corpus.jsonl", [{"prompt": "ab", "answer": "cd"}, {"text": "ef"}])
+    found = [text.ids for _, text in read_corpus(path, lambda text, begins: [0] * begins + [ord(c) for c in text])]
+    assert found == [[0, 97, 98, 99, 100], [0, 101, 102]]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ PAD = VOCAB
 
 
 def marked(ids: Sequence[int], start: int = 1, units: Sequence[tuple[int, int]] = (), name: str = "a") -> Marked:
-    return Marked(name, "text", list(ids), start, list(units), 0.9, "test")
+    return Marked(name, "text", list(ids), start, list(units), 0.9, "any", 4, "test")
 
 
 def decoder(*, tied: bool) -> Any:
@@ -123,7 +123,7 @@ def test_branches_see_their_own_prefix_and_their_own_pads() -> None:
 
 
 def test_inplace_replaces_all_but_the_last_token() -> None:
-    packed = inplace(marked(range(6)), [(1, 2), (3, 5)], PAD)
+    packed = inplace(marked(range(6)), [(1, 2), (2, 4), (3, 5)], PAD)  # the second overlaps the first
     assert packed.ids[6:].tolist() == [0, PAD, 2, PAD, PAD, 5]
     assert packed.unit_labels[6:].tolist() == [1, 2, 3, 4, 5, IGNORED]
 
@@ -227,6 +227,8 @@ def test_units_are_learnt_and_a_stopped_run_ends_like_a_whole_one(packing: str, 
     whole, resumed = trained(tmp_path / "whole.pt", None), trained(tmp_path / "stopped.pt", 21)
     for a, b in zip(whole.trained(), resumed.trained(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+    with pytest.raises(ValueError, match="was made with"):  # other texts, as many
+        train.train(whole, counting(17)[1:], recipe, tmp_path / "whole.pt")
     fresh = train.measure(UnitModel(decoder(tied=True), recipe.rank), texts, recipe)
     assert train.measure(whole, texts, recipe)["unit_loss"] < fresh["unit_loss"]
 
@@ -257,7 +259,9 @@ def adapter(tmp_path: Path) -> Path:
 def test_what_is_merged_is_what_peft_merges(adapter: Path) -> None:
     base = adapter.parent / "base"
     ours = reading.merge(open_checkpoint(base), adapter)
-    theirs = merge.merged(UnitModel(transformers.LlamaForCausalLM.from_pretrained(base), None), adapter).state_dict()
+    theirs = merge.merged(
+        UnitModel(transformers.LlamaForCausalLM.from_pretrained(base), None), adapter, PAD
+    ).state_dict()
     for layer in range(2):
         for name, theirs_name in (("attention.q", "self_attn.q_proj"), ("mlp.down", "mlp.down_proj")):
             expected = theirs[f"model.layers.{layer}.{theirs_name}.weight"].numpy()
@@ -270,18 +274,36 @@ def test_what_is_merged_is_what_peft_merges(adapter: Path) -> None:
 def test_a_merged_checkpoint_is_plain_transformers(adapter: Path) -> None:
     base = adapter.parent / "base"
     learner = UnitModel(transformers.LlamaForCausalLM.from_pretrained(base), None)
-    merge.merged(learner, adapter).save_pretrained(adapter.parent / "merged")
+    merge.merged(learner, adapter, PAD).save_pretrained(adapter.parent / "merged")
     plain = transformers.AutoModelForCausalLM.from_pretrained(adapter.parent / "merged")
     assert plain.get_input_embeddings().weight.shape[0] == VOCAB + 1
     out = plain(torch.tensor([[1, 2, PAD]])).logits
     assert out.shape == (1, 3, VOCAB + 1)
 
 
+def test_what_is_measured_is_of_texts_with_units() -> None:
+    model, texts = UnitModel(decoder(tied=True), 4), counting(2)
+    assert train.measure(model, [*texts, marked(range(9))], RECIPE) == train.measure(model, texts, RECIPE)
+    assert train.measure(model, [marked(range(9))], RECIPE) == {}
+
+
+def test_all_weights_are_trained_in_float32() -> None:
+    model = UnitModel(decoder(tied=True).to(torch.bfloat16), 0)
+    assert {parameter.dtype for parameter in model.trained()} == {torch.float32}
+
+
+def test_an_output_layer_of_its_own_does_not_say_pad(tmp_path: Path) -> None:
+    base, learner = decoder(tied=False), UnitModel(decoder(tied=False), 4)
+    train.ship(tmp_path, learner, None, {"base_model": "tiny", "lookahead": 3})
+    logits = merge.merged(UnitModel(base, None), tmp_path, PAD)(torch.arange(VOCAB)[None]).logits
+    assert not (logits.argmax(-1) == PAD).any()
+
+
 def test_pad_is_needed(adapter: Path) -> None:
     learnt = load_file(adapter / "lud.safetensors")
     save_file({"base_norm": learnt["base_norm"]}, adapter / "lud.safetensors")
     with pytest.raises(ValueError, match="pad_embedding"):
-        merge.merged(UnitModel(decoder(tied=True), None), adapter)
+        merge.merged(UnitModel(decoder(tied=True), None), adapter, PAD)
 
 
 def test_code_is_cut_at_lines(tmp_path: Path) -> None:

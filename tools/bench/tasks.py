@@ -69,7 +69,7 @@ def measure(
             model.forget(learnt=True)  # a drafter that learns would know the answers of the round before
         for name in _rotated(drafts, done):
             answer = model.chat(
-                [{"role": "user", "content": _first_turn(prompt)}],
+                [{"role": "user", "content": first_turn(prompt)}],
                 draft=name,
                 max_new_tokens=max_new_tokens,
                 log_probabilities=name == PLAIN,
@@ -86,7 +86,8 @@ def measure(
     return dict(sums)
 
 
-def _first_turn(prompt: Prompt) -> str:
+def first_turn(prompt: Prompt) -> str:
+    """What the user says first."""
     return prompt.turns[0] if prompt.turns else str(prompt.messages[-1]["content"])
 
 

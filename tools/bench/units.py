@@ -21,7 +21,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tools.bench.tasks import _first_turn
+from tools.bench.tasks import first_turn
 
 import seqrt
 from seqrt.runtime.lossless import divergence
@@ -70,7 +70,7 @@ class Sums:
         self.steps += answer.steps
         self.seconds += answer.seconds["decode"]
         self.same += same
-        self.agreed += answer.new_tokens if same or difference is None else difference.position
+        self.agreed += answer.new_tokens if same else difference.position  # type: ignore[union-attr]
         self.loss -= sum(answer.log_probabilities)
         self.spans.update(answer.trace.emitted)
 
@@ -94,7 +94,7 @@ def ways(
     """Plain decoding, verify mode with each k, and paper mode with each k at one beta and each beta at one k."""
     plain = Options(max_new_tokens=new_tokens, log_probabilities=True)
     lud = replace(plain, draft="lud", adaptive=False)
-    places = dict.fromkeys([*((k, at[1]) for k in lookaheads), *((at[0], beta) for beta in betas)])
+    places = dict.fromkeys([at, *((k, at[1]) for k in lookaheads), *((at[0], beta) for beta in betas)])
     return {
         PLAIN: plain,
         **{f"verify k={k}": replace(lud, lud_mode=VERIFY, lookahead=k) for k in lookaheads},
@@ -106,15 +106,16 @@ def measure(model: Model, prompts: Sequence[Prompt], wanted: Mapping[str, Option
     """Sums by kind of prompt and way of decoding."""
     sums: dict[str, dict[str, Sums]] = defaultdict(lambda: {name: Sums() for name in wanted})
     for number, prompt in enumerate(track(prompts, console=Console(stderr=True))):
-        message = [{"role": "user", "content": _first_turn(prompt)}]
+        message = [{"role": "user", "content": first_turn(prompt)}]
         plain = model.chat(message, wanted[PLAIN])
         others = [name for name in wanted if name != PLAIN]
         turned = [*others[number % len(others) :], *others[: number % len(others)]]
         answers = {name: model.chat(message, wanted[name]) for name in turned}
         again = model.chat(message, wanted[PLAIN])  # the first had the prompt to compute, and cold caches
         kind = "code" if prompt.task in CODE else "prose"
-        for name, answer in {PLAIN: again, **answers}.items():
-            sums[kind][name].add(answer, plain)
+        if plain.new_tokens > 1:  # else there is nothing to decode
+            for name, answer in {PLAIN: again, **answers}.items():
+                sums[kind][name].add(answer, plain)
     return dict(sums)
 
 
@@ -140,7 +141,7 @@ def draw(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], at: tuple[int, flo
         paper = {_place(way): row for way, row in by.items() if way.startswith("paper")}
         verify = {_place(way)[0]: row for way, row in by.items() if way.startswith("verify")}
         betas = sorted(beta for k, beta in paper if k == at[0])
-        lookaheads = sorted(k for k, beta in paper if beta == at[1])
+        lookaheads = sorted(verify)
         for axes, (title, name) in zip(over_beta, _OVER_BETA.items(), strict=True):
             unit = by[PLAIN][name] if name == "perplexity" else 1.0
             values = [paper[at[0], beta][name] / unit for beta in betas]
@@ -195,6 +196,7 @@ def main() -> None:
     prompts = [prompt for file in options.prompts for prompt in read_prompts(file)][:: options.every]
     wanted = ways(options.lookaheads, options.betas, at, options.max_new_tokens)
     with seqrt.load(options.bundle) as model:
+        model.tuning = None  # what was tuned must not cut what is compared
         sums = measure(model, prompts, wanted)
     rows = {kind: {name: each.row(by[PLAIN]) for name, each in by.items()} for kind, by in sums.items()}
     Console().print(show(rows))

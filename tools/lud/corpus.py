@@ -33,11 +33,15 @@ class Text:
     resp_start: int
 
 
-def read_corpus(path: Path, encode: Callable[[str], list[int]]) -> Iterator[tuple[int, Text]]:
+def read_corpus(path: Path, encode: Callable[[str, bool], list[int]]) -> Iterator[tuple[int, Text]]:
     """The texts of a file of JSON lines, one at a time, each with the number of bytes read so far.
 
     A line has `prompt` and `answer`, as token ids (tools.train.answers writes them) or as text, or `text` alone, all of
     which is learnt; `id` and `task` if it likes.
+
+    Args:
+        path: The file.
+        encode: A text to tokens, with those that begin a text or without.
 
     Raises:
         ValueError: The file is empty, or a line is no such text.
@@ -47,7 +51,7 @@ def read_corpus(path: Path, encode: Callable[[str], list[int]]) -> Iterator[tupl
         for number, line in enumerate(file, 1):
             read += len(line)
             try:
-                text = _parse(json.loads(line), f"line {number}", encode)
+                text = _parse(json.loads(line), f"{path.name}:{number}", encode)
             except (ValueError, TypeError, KeyError) as error:
                 why = f"lacks {error}" if isinstance(error, KeyError) else error
                 raise ValueError(
@@ -58,16 +62,16 @@ def read_corpus(path: Path, encode: Callable[[str], list[int]]) -> Iterator[tupl
         raise ValueError(f"{path} is empty; give a corpus of JSON lines")
 
 
-def _parse(row: dict[str, Any], name: str, encode: Callable[[str], list[int]]) -> Text:
-    def ids(part: Any) -> list[int]:
-        return encode(part) if isinstance(part, str) else [int(token) for token in part]
+def _parse(row: dict[str, Any], name: str, encode: Callable[[str, bool], list[int]]) -> Text:
+    def ids(part: Any, *, begins: bool) -> list[int]:
+        return encode(part, begins) if isinstance(part, str) else [int(token) for token in part]
 
     if not isinstance(row, dict):
         raise TypeError(f"{row!r:.40} is no object")
     if "text" in row and "prompt" not in row:
-        prompt, answer = [], ids(row["text"])
+        prompt, answer = [], ids(row["text"], begins=True)
     else:
-        prompt, answer = ids(row["prompt"]), ids(row["answer"])
+        prompt, answer = ids(row["prompt"], begins=True), ids(row["answer"], begins=False)
     if len(prompt) + len(answer) < 2 or not answer:
         raise ValueError(f"has {len(prompt)} tokens of a prompt and {len(answer)} to learn, too few")
     identity = str(row.get("id", name)) + (f"/{row['turn']}" if "turn" in row else "")

@@ -2,8 +2,12 @@
 
     python -m tools.lud.mark --bundle BUNDLE --corpus answers.jsonl --out units.jsonl --alpha 0.9
 
-Texts are scored one after another and written as they are done; a run that was stopped goes on where it was. Beside
-the file, `units.histogram.json` counts units by their length.
+Texts are scored one after another and written as they are done; a run that was stopped goes on where it was. What
+exceeds the bundle's capacity is cut off, and of several texts with one id the first is taken. Beside the file,
+`units.histogram.json` counts units by their length.
+
+tools.lud.train draws windows of its own lookahead from units, so `--longest` should be well above that; the default is
+the length at which units are decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import argparse
 import collections
 import hashlib
 import json
-from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
 from tools.lud.corpus import read_corpus
@@ -32,16 +36,22 @@ def mark(model: Model, corpus: Path, out: Path, marking: Marking) -> None:
     """
     scorer = hashlib.sha256(model.bundle.manifest.to_json().encode()).hexdigest()[:16]
     done = _done(out, marking, scorer)
-    special = special_tokens(model)
+    special, most = special_tokens(model), model.bundle.manifest.capacity - 1
+
+    def encode(text: str, begins: bool) -> list[int]:
+        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=begins).ids
+        return ids
+
     with (
         out.open("a", encoding="utf-8") as file,
         tqdm(total=corpus.stat().st_size, desc="units", unit="B", unit_scale=True, mininterval=2) as bar,
     ):
-        for read, text in read_corpus(corpus, model.encode):
-            if text.id not in done:
-                scores = model.score(text.ids)
-                units = marking.units(text.ids, scores.log_probabilities, text.resp_start, special)
-                marked = Marked(text.id, text.task, text.ids, text.resp_start, units, marking.alpha, scorer)
+        for read, text in read_corpus(corpus, encode):
+            ids = text.ids[:most]
+            if text.id not in done and text.resp_start < len(ids):
+                done.add(text.id)
+                units = marking.units(ids, model.score(ids).log_probabilities, text.resp_start, special)
+                marked = Marked(text.id, text.task, ids, text.resp_start, units, **asdict(marking), scorer=scorer)
                 file.write(marked.line())
                 file.flush()
             bar.update(read - bar.n)
@@ -69,20 +79,21 @@ def histogram(path: Path) -> dict[str, object]:
     }
 
 
-def _done(out: Path, marking: Marking, scorer: str) -> Collection[str]:
+def _done(out: Path, marking: Marking, scorer: str) -> set[str]:
     """The texts that `out` holds; a last line that was cut short is taken off."""
     if not out.exists():
-        return ()
+        return set()
     whole = out.read_bytes()
     if (end := whole.rfind(b"\n") + 1) < len(whole):
         with out.open("r+b") as file:
             file.truncate(end)
     done = set()
     for marked in read_marked(out):
-        if (marked.alpha, marked.scorer) != (marking.alpha, scorer):
+        made = Marking(marked.alpha, marked.head, marked.longest)
+        if (made, marked.scorer) != (marking, scorer):
             raise ValueError(
-                f"{out} was marked with alpha {marked.alpha} by scorer {marked.scorer}, wanted are {marking.alpha} and"
-                f" {scorer}; take another --out, or delete the file"
+                f"{out} was marked with {made} by scorer {marked.scorer}, wanted are {marking} and {scorer};"
+                " take another --out, or delete the file"
             )
         done.add(marked.id)
     return done

@@ -2,8 +2,8 @@
 
     python -m tools.lud.merge --base MODEL.gguf --adapter ADAPTER --out CHECKPOINT
 
-PAD becomes the token `<|lud_pad|>`, the last of the vocabulary. PEFT does the merging, and not the code by which
-`seqrt export --lud` does it.
+PAD becomes the token `<|lud_pad|>`, the next that the tokenizer has no word for. PEFT does the merging, not the code of
+`seqrt export --lud`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tools.lud.model import UnitModel, load
 PAD: Final = "<|lud_pad|>"
 
 
-def merged(model: UnitModel, adapter: Path) -> Any:
-    """The decoder of `model`, which has no LoRA of its own, with the adapter's and with a row for PAD.
+def merged(model: UnitModel, adapter: Path, pad: int) -> Any:
+    """The decoder of `model`, which has no LoRA of its own, with the adapter's, and PAD as its token `pad`.
 
     Raises:
         ValueError: The adapter holds no LoRA, or no embedding of PAD.
@@ -37,12 +37,13 @@ def merged(model: UnitModel, adapter: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names that are about to change
         decoder = PeftModel.from_pretrained(model.decoder, adapter).merge_and_unload()
-    decoder.resize_token_embeddings(model.pad + 1, mean_resizing=False)
+    if pad >= model.pad:
+        decoder.resize_token_embeddings(pad + 1, mean_resizing=False)
+    table, output = decoder.get_input_embeddings().weight, decoder.get_output_embeddings().weight
     with torch.no_grad():
-        decoder.get_input_embeddings().weight[model.pad] = learnt["pad_embedding"]
-        output = decoder.get_output_embeddings().weight
-        if output is not decoder.get_input_embeddings().weight:
-            output[model.pad] = 0.0
+        table[pad] = learnt["pad_embedding"]
+        if output is not table:  # as improbable as the token that begins a text, and behind it among equals
+            output[pad] = output[decoder.config.bos_token_id or 0]
     return decoder
 
 
@@ -54,19 +55,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model, tokenizer = load(options.base, None, torch.float32)
-    decoder = merged(model, options.adapter)
-    decoder.save_pretrained(options.out)
     tokenizer.add_special_tokens({"additional_special_tokens": [PAD]})
+    pad = tokenizer.convert_tokens_to_ids(PAD)
+    merged(model, options.adapter, pad).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     settings = json.loads((options.adapter / "lud.json").read_text(encoding="utf-8"))
     (options.out / "lud.json").write_text(
-        json.dumps({**settings, "pad_token_id": model.pad}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({**settings, "pad_token_id": pad}, indent=2) + "\n", encoding="utf-8"
     )
-    print(f"{options.out}: {model.pad + 1} tokens, PAD is {model.pad}")
+    print(f"{options.out}: PAD is token {pad}")
 
 
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"merge: {error}") from error

@@ -40,8 +40,21 @@ class UnitModel(nn.Module):
             if not targets:
                 raise ValueError(f"the base has none of the projections {', '.join(PROJECTIONS)}; use --rank 0")
             decoder.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
-            for parameter in self.trained():
-                parameter.data = parameter.data.float()  # in half precision small steps would be rounded away
+        for parameter in self.trained():
+            parameter.data = parameter.data.float()  # in half precision small steps would be rounded away
+
+    def final_norm(self) -> Tensor:
+        """The weight ``[H]`` of the norm before the output layer: by it a base is known again.
+
+        Raises:
+            ValueError: There is none that we know.
+        """
+        inner = self.decoder.base_model
+        norm = getattr(inner, "norm", None) or getattr(inner, "ln_f", None)
+        if norm is None:
+            raise ValueError(f"the base, {type(self.decoder).__name__}, has no final norm; seqrt exports none such")
+        weight: Tensor = norm.weight.detach().float().clone()
+        return weight
 
     def trained(self) -> nn.ParameterList:
         """What is trained."""

@@ -58,11 +58,14 @@ class Packed:
 
 
 def inplace(text: Marked, units: Sequence[Unit], pad: int) -> Packed:
-    """The text, and once more with PADs in its units."""
-    ids = np.array(text.ids, np.int64)
+    """The text, and once more with PADs in its units; of units that overlap the first is taken."""
+    ids, apart, end = np.array(text.ids, np.int64), [], -1
     for first, last in units:
-        ids[first:last] = pad
-    return Packed.joined([_causal(text), _block(ids, _labels(text, units))])
+        if first > end:
+            ids[first:last] = pad
+            apart.append((first, last))
+            end = last
+    return Packed.joined([_causal(text), _block(ids, _labels(text, apart))])
 
 
 def prefix(text: Marked, units: Sequence[Unit], pad: int) -> Packed:

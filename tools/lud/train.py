@@ -13,6 +13,7 @@ transformers, and beside it lud.json and lud.safetensors with the embedding of P
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -91,10 +92,21 @@ def is_held_out(text: Marked, share: float) -> bool:
     return zlib.crc32(text.id.encode()) % 1000 < share * 1000
 
 
-def train(model: UnitModel, texts: Sequence[Marked], recipe: Recipe, checkpoint: Path) -> int:
-    """Trains in place; goes on from `checkpoint` where it exists. Returns the number of steps."""
+def train(model: UnitModel, texts: Sequence[Marked], recipe: Recipe, checkpoint: Path, start: str = "") -> int:
+    """Trains in place; goes on from `checkpoint` where it exists. Returns the number of steps.
+
+    Args:
+        model: What learns.
+        texts: What from.
+        recipe: Hyper-parameters.
+        checkpoint: Written every hundred steps and at the end or on Ctrl-C; a resumed run ends like a whole one.
+        start: What the weights came from, in words.
+
+    Raises:
+        ValueError: The checkpoint was made with something else.
+    """
     total = math.ceil(len(texts) / recipe.batch) * recipe.epochs
-    made_with = f"{recipe}, {len(texts)} texts"
+    made_with = f"{recipe}, start {start!r}, base {_digest(model.final_norm())}, texts {_digest(texts)}"
     run = Optimisation(model.trained(), total, recipe.learning_rate, recipe.warm_up, checkpoint, made_with)
     weights = torch.tensor([1.0, recipe.unit_weight])
     model.train()
@@ -116,23 +128,28 @@ def train(model: UnitModel, texts: Sequence[Marked], recipe: Recipe, checkpoint:
     return total
 
 
+def _digest(value: object) -> str:
+    data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
 @torch.no_grad()
 def measure(model: UnitModel, texts: Sequence[Marked], recipe: Recipe) -> dict[str, float]:
-    """Both losses on texts that were not trained on, each text alone, all of its windows."""
+    """Means over texts with units: cross-entropy of ordinary decoding, and of all windows of the units."""
     model.eval()
-    sums = torch.zeros(2)
-    for text in texts:
+    found = []
+    for text in (text for text in texts if text.units):
         units = windows(text, recipe.lookahead, len(text.ids) * recipe.lookahead, random.Random(0))
-        if units:
-            sums += torch.stack(model.losses(PACKINGS["branch"](text, units, model.pad), distil=False))
-    plain, unit = (sums / max(1, len(texts))).tolist()
-    return {"text_loss": plain, "unit_loss": unit}
+        found.append(torch.stack(model.losses(PACKINGS["branch"](text, units, model.pad), distil=False)))
+    if not found:
+        return {}
+    plain, unit = torch.stack(found).mean(0).tolist()
+    return {"texts": len(found), "text_loss": plain, "unit_loss": unit}
 
 
 def ship(out: Path, model: UnitModel, tokenizer: Any, settings: dict[str, Any]) -> None:
     """Writes the adapter, or the checkpoint, and the embedding of PAD."""
     out.mkdir(parents=True, exist_ok=True)
-    norm = {"base_norm": final_norm(model.decoder)}
     if model.rank:
         from peft import get_peft_model_state_dict
 
@@ -144,14 +161,9 @@ def ship(out: Path, model: UnitModel, tokenizer: Any, settings: dict[str, Any]) 
         model.decoder.save_pretrained(out)
         if tokenizer is not None:
             tokenizer.save_pretrained(out)
-    save_file({"pad_embedding": model.pad_row.detach().float(), **norm}, out / "lud.safetensors")
+    learnt = {"pad_embedding": model.pad_row.detach().float(), "base_norm": model.final_norm()}
+    save_file(learnt, out / "lud.safetensors")
     (out / "lud.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def final_norm(decoder: Any) -> torch.Tensor:
-    """The weight of the norm before the output layer: by it a base is known again."""
-    weight: torch.Tensor = decoder.base_model.norm.weight.detach().float()
-    return weight.clone()
 
 
 def main() -> None:
@@ -188,11 +200,15 @@ def main() -> None:
     if not learnt:
         raise ValueError(f"no text of {', '.join(map(str, options.units))} has units; mark with a smaller --alpha")
     model, tokenizer = load(options.base, recipe.rank, getattr(torch, options.dtype))
+    model.final_norm()  # a base that cannot be exported is refused before anything is computed
     options.work.mkdir(parents=True, exist_ok=True)
     if options.start:
-        model.trained().load_state_dict(torch.load(options.start, weights_only=True)["block"])
+        try:
+            model.trained().load_state_dict(torch.load(options.start, weights_only=True)["block"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"--start {options.start} has not the weights of a LoRA of rank {recipe.rank}") from error
     before = measure(model, [text for text in texts if is_held_out(text, recipe.held_out)], recipe)
-    steps = train(model, learnt, recipe, options.work / "lud.pt")
+    steps = train(model, learnt, recipe, options.work / "lud.pt", str(options.start or ""))
     after = measure(model, [text for text in texts if is_held_out(text, recipe.held_out)], recipe)
     ship(
         options.out,
@@ -202,7 +218,7 @@ def main() -> None:
             "base_model": options.base_name or options.base.name,
             "lookahead": recipe.lookahead,
             "alpha": learnt[0].alpha,
-            "training": {**asdict(recipe), "steps": steps, "texts": len(learnt)},
+            "training": {**asdict(recipe), "steps": steps, "texts": len(learnt), "start": str(options.start or "")},
             "held_out": {"before": before, "after": after},
         },
     )

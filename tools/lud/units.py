@@ -91,7 +91,7 @@ class Marked:
         ids: Token ids ``[T]``.
         resp_start: Position of the first token of the response.
         units: First and last position of each unit.
-        alpha: Of the marking.
+        alpha, head, longest: Of the marking.
         scorer: What computed the probabilities.
     """
 
@@ -101,6 +101,8 @@ class Marked:
     resp_start: int
     units: list[Unit]
     alpha: float
+    head: str
+    longest: int
     scorer: str
 
     def line(self) -> str:

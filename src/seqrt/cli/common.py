@@ -74,7 +74,7 @@ _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
         "Lexical units of --draft lud: verify or paper (lossy); verify if not given.",
     ),
     "beta": (float | None, None, "Confidence above which --lud-mode paper takes a token; the bundle's if not given."),
-    "lookahead": (int | None, "K", "Most tokens of a lexical unit; what the model was trained on if not given."),
+    "lookahead": (int | None, "K", "Most tokens of a lexical unit; what the model learnt if neither given nor tuned."),
     "max_rows": (int | None, "ROWS", "Most nodes of a draft tree, the root included; 64 if neither given nor tuned."),
     "adaptive": (bool, None, "Verify only as many drafts as pay, or always the whole tree."),
     "accept": (

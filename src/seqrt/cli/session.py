@@ -77,7 +77,7 @@ def _remark(model: "Model", wanted: Sequence[Options]) -> None:
     if any(options.accept == "typical" for options in wanted):
         note("warning: --accept typical is lossy: the text does not keep the model's distribution")
     if any(options.lud_mode == PAPER for options in wanted):
-        note("warning: --lud-mode paper is lossy: tokens are taken that the model did not see; verify is not")
+        note("warning: --lud-mode paper is lossy: it takes tokens that the model did not check; verify does not")
     if model.tuning_note is not None:
         note(model.tuning_note)
     if not model.branches:
@@ -91,5 +91,5 @@ def _remark(model: "Model", wanted: Sequence[Options]) -> None:
         if plan != own:
             shown = "" if plan.tree is None else f", tree {plan.tree}"
             note(f"--draft {options.draft} as tuned: at most {plan.rows} rows a step{shown}")
-    if any(options.draft != NO_DRAFT and options.adaptive for options in wanted):
+    if any(options.draft != NO_DRAFT and options.paced for options in wanted):
         note(f"the loop starts from the costs of steps in {tuning_file(model.backend)}")

@@ -31,7 +31,7 @@ _LEFT_OUT: Final = (
         "seed",
     ),
     *("repetition_penalty", "frequency_penalty", "presence_penalty", "no_repeat_ngram", "logit_bias"),
-    *("min_new_tokens", "log_probabilities"),
+    *("min_new_tokens", "log_probabilities", "lud_mode", "beta"),
 )
 
 
