@@ -83,7 +83,7 @@ class LudDrafter:
         if verified:
             own = np.concatenate(([1.0], self._own[:verified]))
             self._trust.observe(proposal.tree.parents[: verified + 1], own, path)
-        elif not self._pads:
+        elif nodes == 1:
             self._trust.relax()
         rows = [row for row in self._pads.get(path[-1], ()) if row < nodes]
         self._drafts = output.topk_ids[rows, 0].tolist()

@@ -164,6 +164,8 @@ def test_trust_is_learnt_and_comes_back() -> None:
 
     def step(*, right: bool) -> int:
         proposal = drafter.propose(3, 64, 1.0, prices)
+        gain = np.cumsum(proposal.probability[1:] - 0.3)  # the loop cuts what does not pay
+        proposal = proposal.truncated(1 + int(np.argmax([0.0, *gain])))
         rows = proposal.tree.num_nodes
         path = list(range(1 + (right and 4 in proposal.tree.tokens)))
         drafter.observe(proposal, path, [3], output([4] * rows, [0.9] * rows))
