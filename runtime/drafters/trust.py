@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 _DECAY: Final = 0.98  # of the running means, per observation
+_RELAX: Final = 0.002  # of the way back, per step in which nothing was asked: far slower than it is learnt
 _PRIOR: Final = 0.4
 _LEAST, _MOST = 1e-9, 0.99  # so that a child always comes after its parent
 
@@ -36,7 +37,7 @@ class Trust:
     def relax(self) -> None:
         """Nothing was asked: what is believed moves back to where it began, so that it is tried again some time."""
         for rates in (self._hits, self._expected):
-            rates += (1 - _DECAY) * (self._prior - rates)
+            rates += _RELAX * (self._prior - rates)
 
     def observe(self, parents: npt.NDArray[np.int64], own: Probabilities, path: Sequence[int]) -> None:
         """A tree was verified.
