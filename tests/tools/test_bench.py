@@ -1,8 +1,12 @@
 """The benches run, and count what they say they count."""
 
+import math
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from rich.console import Console
-from tools.bench import host, tasks
+from tools.bench import host, tasks, units
 
 from seqrt.runtime.generate import Trace
 from seqrt.runtime.stream import Generation
@@ -64,3 +68,27 @@ def test_tasks_table_compares_with_plain_decoding_of_the_same_task() -> None:
     row = next(line for line in capture.get().splitlines() if "rag" in line)
     assert "2.00  2.00x" in row
     assert "4.0" in row
+
+
+def test_units_are_swept_and_drawn(tmp_path: Path) -> None:
+    at = (4, 0.9)
+    wanted = units.ways([2, 3], [0.5], at, 8)
+    assert set(wanted) == {
+        *("none", "verify k=2", "verify k=3"),
+        *("paper k=4 beta=0.9", "paper k=2 beta=0.9", "paper k=3 beta=0.9", "paper k=4 beta=0.5"),
+    }
+    plain = replace(answer([5, 6, 7, 8], 3, 0.3), log_probabilities=[-0.1] * 4)
+    other = replace(answer([5, 6, 9, 8], 1, 0.2), log_probabilities=[-0.3] * 4)
+    for one in (plain, other):
+        one.trace.emitted.append(3)
+    sums = {name: units.Sums() for name in wanted}
+    for name, each in sums.items():
+        each.add(plain if name == "none" else other, plain)
+    row = sums["verify k=2"].row(sums["none"])
+    assert (row["tokens_per_step"], row["same_answers"], row["agreed_share"]) == (3.0, 0.0, 0.5)
+    assert row["speedup"] == pytest.approx(1.5)
+    assert row["perplexity"] == pytest.approx(math.exp(0.3), abs=1e-3)
+    rows = {kind: {name: each.row(sums["none"]) for name, each in sums.items()} for kind in ("prose", "code")}
+    units.draw(rows, at, tmp_path / "units.svg")
+    assert (tmp_path / "units.svg").read_text().count("<svg") == 1
+    Console(quiet=True).print(units.show(rows))

@@ -141,7 +141,7 @@ def draw(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], at: tuple[int, flo
         paper = {_place(way): row for way, row in by.items() if way.startswith("paper")}
         verify = {_place(way)[0]: row for way, row in by.items() if way.startswith("verify")}
         betas = sorted(beta for k, beta in paper if k == at[0])
-        lookaheads = sorted(verify)
+        lookaheads = sorted({k for k, beta in paper if beta == at[1]} & verify.keys())
         for axes, (title, name) in zip(over_beta, _OVER_BETA.items(), strict=True):
             unit = by[PLAIN][name] if name == "perplexity" else 1.0
             values = [paper[at[0], beta][name] / unit for beta in betas]
