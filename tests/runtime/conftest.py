@@ -132,8 +132,24 @@ def hydra_bundle(
 
 
 @pytest.fixture(scope="session")
+def random_pad(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of lexical units that changes nothing of `llama` but for what it reads PAD as, which is random."""
+    folder = tmp_path_factory.mktemp("pad")
+    (folder / "lud.json").write_text(json.dumps({"base_model": "llama", "lookahead": 3}))
+    norm, pad = (
+        llama.model.norm.weight.detach().clone(),
+        torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4)),
+    )
+    save_file({"pad_embedding": pad, "base_norm": norm}, folder / "lud.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def gpu_bundle(
-    llama: Any, hydra_tensors: dict[str, dict[str, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory
+    llama: Any,
+    hydra_tensors: dict[str, dict[str, torch.Tensor]],
+    random_pad: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The model of `llama_bundle` for every kind of engine, in float32, with heads that keep a cache of their own."""
     source, heads = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("hydra")
@@ -142,9 +158,8 @@ def gpu_bundle(
     torch.save(hydra_tensors["hydra++"], heads / "hydra_lm_head.pt")
     (heads / "config.json").write_text("{}")
     wanted = ("ort", "rtx", "trt10.3")
-    return export(
-        source, source / "bundle", heads={"hydra": heads}, targets=wanted, dtypes=("fp32",), capacity=256
-    ).bundle
+    rest: Any = {"targets": wanted, "dtypes": ("fp32",), "capacity": 256}
+    return export(source, source / "bundle", heads={"hydra": heads}, lud=random_pad, **rest).bundle
 
 
 @pytest.fixture(scope="session")

@@ -44,15 +44,9 @@ def model(lud_bundle: Path) -> Model:
 
 
 @pytest.fixture(scope="session")
-def stranger(llama: Any, llama_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def stranger(llama_bundle: Path, random_pad: Path) -> Model:
     """A model that knows nothing of PADs, which are random to it: its drafts are wrong."""
-    adapter = tmp_path_factory.mktemp("stranger")
-    settings = {"base_model": "stranger", "lookahead": 3}
-    (adapter / "lud.json").write_text(json.dumps(settings))
-    torch.manual_seed(0)
-    norm = llama.model.norm.weight.detach().clone()
-    save_file({"pad_embedding": torch.randn(len(norm)), "base_norm": norm}, adapter / "lud.safetensors")
-    return load(export(llama_bundle.parent, adapter / "bundle", lud=adapter).bundle)
+    return load(export(llama_bundle.parent, random_pad / "bundle", lud=random_pad).bundle)
 
 
 def output(ids: Sequence[int], confidence: Sequence[float]) -> StepOutput:

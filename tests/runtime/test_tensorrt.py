@@ -100,6 +100,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"draft": "hydra", "adaptive": False, "tree": "0 1 00 01 10 000"},
     {"draft": "hydra"},
     {"draft": "recycling", "adaptive": False, "temperature": 0.8, "seed": 3},
+    {"draft": "lud", "adaptive": False},
+    {"draft": "lud", "lud_mode": "paper", "beta": 0.1},
     {"temperature": 1.0, "top_p": 0.9999, "seed": 5},  # asks for the logits of the whole vocabulary
 ]
 
@@ -289,6 +291,7 @@ def test_a_driver_that_fails_midway_is_an_error_of_ours(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"lookahead": 5, "draft": "lud"}, r"^--lookahead 5 needs 9 rows, a step takes 8; build with larger --buckets"),
         ({"max_rows": 9, "draft": "lookup"}, r"^--max-rows is 9, a step takes 8; build with larger --buckets"),
         ({"tree": "0 00 000 0000 1 2 3 4 5", "draft": "recycling"}, r"^--tree '0 00.*' has 10 nodes, a step takes 8;"),
     ],
