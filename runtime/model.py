@@ -279,6 +279,14 @@ class Model:
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Token ids of a prompt as a request without `raw` has them: through the chat template, if there is one."""
+        if self._template is None:
+            return self.encode(text)
+        message: Message = {"role": "user", "content": text}
+        ids: list[int] = self.tokenizer.encode(self._template.render([message]), add_special_tokens=False).ids
+        return ids
+
     def _start(self, prompt: list[int], options: Options) -> Stream:
         self._check_prompt(prompt)
         self._check_ids(options.stop_ids, "--stop-ids is")

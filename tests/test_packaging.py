@@ -123,7 +123,16 @@ def test_runtime_requires_neither_torch_nor_onnx(metadata: Message) -> None:
 def test_metadata(metadata: Message) -> None:
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "gpu", "tensorrt", "rtx", "export", "plot", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "cpu",
+        "gpu",
+        "tensorrt",
+        "rtx",
+        "export",
+        "plot",
+        "train",
+        "dev",
+    }
 
 
 @pytest.mark.slow

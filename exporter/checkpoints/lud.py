@@ -30,8 +30,8 @@ from seqrt.runtime.bundle import UnitsInfo
 Array = npt.NDArray[np.float32]
 
 PAD: Final = "pad.weight"
-_DEFAULT_BETA: Final = 0.9
-_SAME_NORM: Final = 0.02  # of the base's final norm, largest difference: bfloat16 and back changes less
+DEFAULT_BETA: Final = 0.9
+SAME_NORM: Final = 0.02  # of the base's final norm, largest difference: bfloat16 and back changes less
 _KEY: Final = re.compile(
     r"(?:base_model\.model\.)?model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.lora_([AB])\.weight"
 )
@@ -139,12 +139,12 @@ def merge(base: Checkpoint, adapter: Path) -> Merged:
         )
     own = base.tensor("norm.weight")
     difference = float(np.abs(own - norm).max() / np.abs(norm).max())
-    if difference > _SAME_NORM:
+    if difference > SAME_NORM:
         raise CheckpointError(
             f"--lud {adapter} is for another base ({name}): the final norm of {base.name} differs by {difference:.0%};"
             " export that base, or train an adapter for this one"
         )
-    lookahead, beta = settings.get("lookahead"), settings.get("beta", _DEFAULT_BETA)
+    lookahead, beta = settings.get("lookahead"), settings.get("beta", DEFAULT_BETA)
     if not isinstance(lookahead, int) or lookahead < 2 or not isinstance(beta, int | float) or not 0 < beta <= 1:
         raise CheckpointError(
             f"{adapter / 'lud.json'} has lookahead {lookahead!r} and beta {beta!r}; lookahead must be 2 or more,"

@@ -74,7 +74,7 @@ def test_draft_heads_are_exported_in_every_layout(source: Path, tmp_path: Path, 
     bundle = tmp_path / "bundle"
     report = export(source, bundle, heads={name: tmp_path / name for name in layouts}, quantize=quantize)
     infos = {head.name: head for head in open_bundle(bundle).manifest.heads}
-    assert set(report.differences) == {"decoder", "logits", "compaction", *layouts}
+    assert set(report.differences) == {"decoder", "logits", "score", "compaction", *layouts}
     assert {(head.kind, head.num_heads, head.top_k) for head in infos.values()} == {("medusa", 3, 10)}
     assert infos["reduced"].tree == ("0", "00", "1")
     assert infos["reduced"].accuracy == ((0.5, 0.25), (0.125, 0.0))

@@ -96,7 +96,7 @@ def modules(role: str, config: DecoderConfig) -> set[str]:
     match role.split("."):
         case ["decoder"]:
             return paths("", Decoder(config)) - {""}
-        case ["logits"]:
+        case ["logits" | "score"]:
             return paths(role, Logits(config))
         case ["compaction"]:
             return paths(role, Compaction())
@@ -108,7 +108,7 @@ def modules(role: str, config: DecoderConfig) -> set[str]:
             return paths(role, HydraHead(HIDDEN, VOCAB, 1, 1, VOCAB, 10, has_bias=False))
 
 
-BASE = ("decoder", "logits", "compaction")
+BASE = ("decoder", "logits", "score", "compaction")
 ROLES = (*BASE, "medusa", "hydra.0", "hydra.1", "hydra.prefix")
 FILES = [(QUANTISED, role, ending) for role in ROLES for ending in ("", ".rtx-fp32")]
 FILES += [(LOWERED, role, ".trt10.3-fp16") for role in BASE]

@@ -441,7 +441,7 @@ def test_marking_goes_on_where_it_was(model: Model, tmp_path: Path) -> None:
     texts = list(read_marked(whole))
     assert [text.id for text in texts] == ["0", "1", "2", "3"]
     for text in texts:
-        prompt = model.encode("the ")
+        prompt = model.prompt_tokens("the ")
         assert text.resp_start == len(prompt)
         log = model.score(text.ids).log_probabilities
         assert text.units == marking.units(text.ids, log, len(prompt), mark.special_tokens(model))
@@ -458,6 +458,28 @@ def test_other_marks_are_not_gone_on_with(model: Model, tmp_path: Path, other: M
         mark.mark(model, lines, tmp_path / "units.jsonl", other)
 
 
+def test_prompts_go_through_the_chat_template(llama_bundle: Path, tmp_path: Path) -> None:
+    lines = rows(tmp_path / "corpus.jsonl", [{"prompt": "the ", "answer": "thing"}])
+    with load(llama_bundle) as chatty:
+        for raw in (False, True):
+            out = tmp_path / f"{raw}.jsonl"
+            mark.mark(chatty, lines, out, Marking(), raw=raw)
+            (text,) = read_marked(out)
+            begin = chatty.encode("the ") if raw else chatty.prompt_tokens("the ")
+            assert text.ids[: text.resp_start] == begin
+        assert chatty.encode("the ") != chatty.prompt_tokens("the ")
+
+
+def test_a_corpus_that_was_changed_is_noticed(model: Model, tmp_path: Path) -> None:
+    for text in ("the thing", "the ring"):
+        lines = rows(tmp_path / "corpus.jsonl", [{"text": text}])
+        if text == "the ring":
+            with pytest.raises(ValueError, match=r"holds another text 'corpus.jsonl:1'"):
+                mark.mark(model, lines, tmp_path / "units.jsonl", Marking())
+        else:
+            mark.mark(model, lines, tmp_path / "units.jsonl", Marking())
+
+
 def test_long_texts_are_cut_and_texts_without_a_name_are_kept_apart(model: Model, tmp_path: Path) -> None:
     for name in ("a", "b"):
         lines = rows(
@@ -471,7 +493,9 @@ def test_long_texts_are_cut_and_texts_without_a_name_are_kept_apart(model: Model
 
 def test_only_a_text_that_begins_has_what_begins_a_text(tmp_path: Path) -> None:
     path = rows(tmp_path / "corpus.jsonl", [{"prompt": "ab", "answer": "cd"}, {"text": "ef"}])
-    found = [text.ids for _, text in read_corpus(path, lambda text, begins: [0] * begins + [ord(c) for c in text])]
+    found = [
+        text.ids for _, text in read_corpus(path, lambda text, part: [0] * (part != "answer") + [ord(c) for c in text])
+    ]
     assert found == [[0, 97, 98, 99, 100], [0, 101, 102]]
 
 

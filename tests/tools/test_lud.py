@@ -299,6 +299,14 @@ def test_an_output_layer_of_its_own_does_not_say_pad(tmp_path: Path) -> None:
     assert not (logits.argmax(-1) == PAD).any()
 
 
+def test_another_base_is_not_merged(adapter: Path) -> None:
+    other = decoder(tied=True)
+    with torch.no_grad():
+        other.model.norm.weight *= 2
+    with pytest.raises(ValueError, match="another base"):
+        merge.merged(UnitModel(other, None), adapter, PAD)
+
+
 def test_pad_is_needed(adapter: Path) -> None:
     learnt = load_file(adapter / "lud.safetensors")
     save_file({"base_norm": learnt["base_norm"]}, adapter / "lud.safetensors")

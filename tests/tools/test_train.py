@@ -404,7 +404,9 @@ def test_whole_run_ships_heads_tree_and_tables(base: Llama, tmp_path: Path) -> N
 ZOO = Path(zoo.__file__).parents[1] / "zoo"
 
 
-@pytest.mark.parametrize("folder", sorted(ZOO.iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", sorted(file.parent for file in ZOO.glob("*/tree.json")), ids=lambda folder: folder.name
+)
 def test_shipped_heads_are_complete(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     tensors = open_heads(folder)

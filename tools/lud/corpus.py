@@ -33,7 +33,7 @@ class Text:
     resp_start: int
 
 
-def read_corpus(path: Path, encode: Callable[[str, bool], list[int]]) -> Iterator[tuple[int, Text]]:
+def read_corpus(path: Path, encode: Callable[[str, str], list[int]]) -> Iterator[tuple[int, Text]]:
     """The texts of a file of JSON lines, one at a time, each with the number of bytes read so far.
 
     A line has `prompt` and `answer`, as token ids (tools.train.answers writes them) or as text, or `text` alone, all of
@@ -41,7 +41,7 @@ def read_corpus(path: Path, encode: Callable[[str, bool], list[int]]) -> Iterato
 
     Args:
         path: The file.
-        encode: A text to tokens, with those that begin a text or without.
+        encode: A text to tokens, told what it is: "prompt", "answer" or "text".
 
     Raises:
         ValueError: The file is empty, or a line is no such text.
@@ -62,16 +62,17 @@ def read_corpus(path: Path, encode: Callable[[str, bool], list[int]]) -> Iterato
         raise ValueError(f"{path} is empty; give a corpus of JSON lines")
 
 
-def _parse(row: dict[str, Any], name: str, encode: Callable[[str, bool], list[int]]) -> Text:
-    def ids(part: Any, *, begins: bool) -> list[int]:
-        return encode(part, begins) if isinstance(part, str) else [int(token) for token in part]
+def _parse(row: dict[str, Any], name: str, encode: Callable[[str, str], list[int]]) -> Text:
+    def ids(part: str) -> list[int]:
+        value = row[part]
+        return encode(value, part) if isinstance(value, str) else [int(token) for token in value]
 
     if not isinstance(row, dict):
         raise TypeError(f"{row!r:.40} is no object")
     if "text" in row and "prompt" not in row:
-        prompt, answer = [], ids(row["text"], begins=True)
+        prompt, answer = [], ids("text")
     else:
-        prompt, answer = ids(row["prompt"], begins=True), ids(row["answer"], begins=False)
+        prompt, answer = ids("prompt"), ids("answer")
     if len(prompt) + len(answer) < 2 or not answer:
         raise ValueError(f"has {len(prompt)} tokens of a prompt and {len(answer)} to learn, too few")
     identity = str(row.get("id", name)) + (f"/{row['turn']}" if "turn" in row else "")

@@ -3,11 +3,10 @@
     python -m tools.lud.mark --bundle BUNDLE --corpus answers.jsonl --out units.jsonl --alpha 0.9
 
 Texts are scored one after another and written as they are done; a run that was stopped goes on where it was. What
-exceeds the bundle's capacity is cut off, and of several texts with one id the first is taken. Beside the file,
-`units.histogram.json` counts units by their length.
+exceeds the bundle's capacity is cut off. Beside the file, `units.histogram.json` counts units by their length. A prompt
+that is text goes through the bundle's chat template, unless `--raw`.
 
-tools.lud.train draws windows of its own lookahead from units, so `--longest` should be well above that; the default is
-the length at which units are decoded.
+tools.lud.train draws windows of its own lookahead from units, so `--longest` should be well above that.
 """
 
 from __future__ import annotations
@@ -27,8 +26,15 @@ from seqrt.errors import SeqrtError
 from seqrt.runtime.model import Model, load
 
 
-def mark(model: Model, corpus: Path, out: Path, marking: Marking) -> None:
+def mark(model: Model, corpus: Path, out: Path, marking: Marking, *, raw: bool = False) -> None:
     """Marks the texts of `corpus` that `out` does not hold yet.
+
+    Args:
+        model: What is to learn.
+        corpus: JSON lines.
+        out: As `Marked.line` has them.
+        marking: How units are found.
+        raw: Prompts that are text are taken as they are, without the chat template.
 
     Raises:
         ValueError: The corpus or what is there of `out` cannot be gone on with.
@@ -38,8 +44,10 @@ def mark(model: Model, corpus: Path, out: Path, marking: Marking) -> None:
     done = _done(out, marking, scorer)
     special, most = special_tokens(model), model.bundle.manifest.capacity - 1
 
-    def encode(text: str, begins: bool) -> list[int]:
-        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=begins).ids
+    def encode(text: str, part: str) -> list[int]:
+        if part == "prompt" and not raw:
+            return model.prompt_tokens(text)
+        ids: list[int] = model.tokenizer.encode(text, add_special_tokens=part != "answer").ids
         return ids
 
     with (
@@ -48,8 +56,12 @@ def mark(model: Model, corpus: Path, out: Path, marking: Marking) -> None:
     ):
         for read, text in read_corpus(corpus, encode):
             ids = text.ids[:most]
-            if text.id not in done and text.resp_start < len(ids):
-                done.add(text.id)
+            if text.resp_start < len(ids) and done.setdefault(text.id, ids) != ids:
+                raise ValueError(
+                    f"{out} holds another text {text.id!r} than {corpus}; give texts an id of their own, or take"
+                    " another --out"
+                )
+            if text.resp_start < len(ids) and done[text.id] is ids:
                 units = marking.units(ids, model.score(ids).log_probabilities, text.resp_start, special)
                 marked = Marked(text.id, text.task, ids, text.resp_start, units, **asdict(marking), scorer=scorer)
                 file.write(marked.line())
@@ -79,15 +91,15 @@ def histogram(path: Path) -> dict[str, object]:
     }
 
 
-def _done(out: Path, marking: Marking, scorer: str) -> set[str]:
-    """The texts that `out` holds; a last line that was cut short is taken off."""
+def _done(out: Path, marking: Marking, scorer: str) -> dict[str, list[int]]:
+    """The tokens of the texts that `out` holds, by id; a last line that was cut short is taken off."""
     if not out.exists():
-        return set()
+        return {}
     whole = out.read_bytes()
     if (end := whole.rfind(b"\n") + 1) < len(whole):
         with out.open("r+b") as file:
             file.truncate(end)
-    done = set()
+    done = {}
     for marked in read_marked(out):
         made = Marking(marked.alpha, marked.head, marked.longest)
         if (made, marked.scorer) != (marking, scorer):
@@ -95,7 +107,7 @@ def _done(out: Path, marking: Marking, scorer: str) -> set[str]:
                 f"{out} was marked with {made} by scorer {marked.scorer}, wanted are {marking} and {scorer};"
                 " take another --out, or delete the file"
             )
-        done.add(marked.id)
+        done[marked.id] = marked.ids
     return done
 
 
@@ -108,10 +120,11 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=Marking().alpha, help="a token more probable than this is sure")
     parser.add_argument("--unit-head", default=Marking().head, help=f"first token of a unit: {' or '.join(HEADS)}")
     parser.add_argument("--longest", type=int, default=Marking().longest, help="tokens of a unit at most")
+    parser.add_argument("--raw", action="store_true", help="take prompts as they are, without the chat template")
     options = parser.parse_args()
     marking = Marking(options.alpha, options.unit_head, options.longest)
     with load(options.bundle) as model:
-        mark(model, options.corpus, options.out, marking)
+        mark(model, options.corpus, options.out, marking, raw=options.raw)
     found = histogram(options.out)
     options.out.with_suffix(".histogram.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found["units_by_length"]))

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 from tools.lud.model import UnitModel, load
 
+from seqrt.exporter.checkpoints.lud import SAME_NORM
+
 PAD: Final = "<|lud_pad|>"
 
 
@@ -32,8 +34,13 @@ def merged(model: UnitModel, adapter: Path, pad: int) -> Any:
     if not (adapter / "adapter_config.json").is_file():
         raise ValueError(f"{adapter} has no adapter_config.json; give what tools.lud.train wrote with a rank above 0")
     learnt = load_file(adapter / "lud.safetensors")
-    if "pad_embedding" not in learnt:
-        raise ValueError(f"{adapter / 'lud.safetensors'} has no pad_embedding; train the adapter again")
+    if "pad_embedding" not in learnt or "base_norm" not in learnt:
+        raise ValueError(f"{adapter / 'lud.safetensors'} has no pad_embedding or base_norm; train the adapter again")
+    norm, own = learnt["base_norm"], model.final_norm()
+    if norm.shape != own.shape or (norm - own).abs().max() > SAME_NORM * norm.abs().max():
+        raise ValueError(
+            f"{adapter} is for another base: its final norm is another; give the base that it was trained on"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names that are about to change
         decoder = PeftModel.from_pretrained(model.decoder, adapter).merge_and_unload()
@@ -54,6 +61,10 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="what tools.lud.train wrote")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if not (options.adapter / "lud.json").is_file():
+        raise ValueError(f"{options.adapter} has no lud.json; give what tools.lud.train wrote")
+    if options.out.exists() and any(options.out.iterdir()):
+        raise ValueError(f"{options.out} exists and is not empty; give a new folder")
     model, tokenizer = load(options.base, None, torch.float32)
     tokenizer.add_special_tokens({"additional_special_tokens": [PAD]})
     pad = tokenizer.convert_tokens_to_ids(PAD)

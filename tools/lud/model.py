@@ -117,6 +117,10 @@ class UnitModel(nn.Module):
 def load(source: Path, rank: int | None, dtype: torch.dtype) -> tuple[UnitModel, Any]:
     """The model to train and its tokenizer, from a Hugging Face directory or a GGUF file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
     folder, place, settings = source, {}, {}
     if source.is_file():

@@ -31,6 +31,8 @@ from tools.lud.units import Marked, Unit, read_marked
 from tools.train.optimise import Optimisation
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from seqrt.exporter.checkpoints.lud import DEFAULT_BETA
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -156,13 +158,17 @@ def ship(out: Path, model: UnitModel, tokenizer: Any, settings: dict[str, Any]) 
         tensors = get_peft_model_state_dict(model.decoder, save_embedding_layers=False)
         named = {f"base_model.model.{name}": tensor.half().contiguous() for name, tensor in tensors.items()}
         save_file(named, out / "adapter_model.safetensors")
-        model.decoder.peft_config["default"].save_pretrained(out)
+        adapter = model.decoder.peft_config["default"]
+        adapter.base_model_name_or_path = settings["base_model"]
+        adapter.save_pretrained(out)
     else:
         model.decoder.save_pretrained(out)
         if tokenizer is not None:
             tokenizer.save_pretrained(out)
     learnt = {"pad_embedding": model.pad_row.detach().float(), "base_norm": model.final_norm()}
     save_file(learnt, out / "lud.safetensors")
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # the library makes them private
     (out / "lud.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -217,6 +223,7 @@ def main() -> None:
         {
             "base_model": options.base_name or options.base.name,
             "lookahead": recipe.lookahead,
+            "beta": DEFAULT_BETA,
             "alpha": learnt[0].alpha,
             "training": {**asdict(recipe), "steps": steps, "texts": len(learnt), "start": str(options.start or "")},
             "held_out": {"before": before, "after": after},

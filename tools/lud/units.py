@@ -38,7 +38,7 @@ class Marking:
 
     alpha: float = 0.9
     head: str = "any"
-    longest: int = 4
+    longest: int = 16
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:

@@ -60,7 +60,7 @@ Debug = Annotated[
 
 # Field of Options: type on the command line, metavar and help. Order is that of --help.
 _TABLE: Final[Mapping[str, tuple[Any, str | None, str]]] = {
-    "draft": (str, "NAME", "Drafter: none, lookup, recycling, corpus, or the name of draft heads in the bundle."),
+    "draft": (str, "NAME", "Drafter: none, lookup, recycling, corpus, lud, or the name of draft heads in the bundle."),
     "tree": (
         str | None,
         "TREE",

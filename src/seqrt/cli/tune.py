@@ -88,6 +88,8 @@ def tune(
 
 
 def _print(tuning: "Tuning") -> None:
+    from seqrt.runtime.drafters.build import LUD
+
     base = tuning.step_ms[0]
     print_table(
         ("rows", "step ms", "of plain"),
@@ -112,6 +114,8 @@ def _print(tuning: "Tuning") -> None:
     for choice in tuning.choices:
         if choice.tree is not None:
             print(f"{choice.draft}: --tree {choice.tree if choice.tree == DYNAMIC else repr(choice.tree)}")
+        if choice.draft == LUD and choice.rows > 1:
+            print(f"{choice.draft}: --lookahead {(choice.rows + 1) // 2}")
     speeds = {"none": measured or plain}
     for choice in tuning.choices:
         speeds[choice.draft] = choice.measured_tokens_per_second or (choice.rows > 1) * choice.tokens_per_second
