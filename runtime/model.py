@@ -202,8 +202,7 @@ class Model:
         check_messages(messages)
         if not messages[-1]["content"].strip():
             raise RequestError("the prompt is empty; give some text")
-        text = self._template.render(messages)
-        return self._start(self.tokenizer.encode(text, add_special_tokens=False).ids, wanted)
+        return self._start(self._rendered(self._template, messages), wanted)
 
     def score(self, text: Prompt) -> Scores:
         """Log-probability of each token of a text after the first, under the model.
@@ -283,8 +282,10 @@ class Model:
         """Token ids of a prompt as a request without `raw` has them: through the chat template, if there is one."""
         if self._template is None:
             return self.encode(text)
-        message: Message = {"role": "user", "content": text}
-        ids: list[int] = self.tokenizer.encode(self._template.render([message]), add_special_tokens=False).ids
+        return self._rendered(self._template, [{"role": "user", "content": text}])
+
+    def _rendered(self, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(template.render(messages), add_special_tokens=False).ids
         return ids
 
     def _start(self, prompt: list[int], options: Options) -> Stream:

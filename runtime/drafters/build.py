@@ -119,14 +119,8 @@ def _of_heads(supplies: Supplies, head: HeadInfo) -> Template:
     return supplies.template(own.limited(head.num_heads, head.top_k), head.num_heads, head.top_k)
 
 
-SPECIAL: Final = (
-    "tree",
-    "corpus",
-    "memory",
-    "lud_mode",
-    "beta",
-    "lookahead",
-)  # options that only some drafters have a use for
+# Options that only some drafters have a use for.
+SPECIAL: Final = ("tree", "corpus", "memory", "lud_mode", "beta", "lookahead")
 # Drafters that need no heads, with those of SPECIAL that they use. bundle.RESERVED_NAMES keeps heads off these names.
 _HEADLESS: Final[Mapping[str, tuple[Callable[[Supplies], Drafter | None], tuple[str, ...]]]] = {
     NO_DRAFT: (lambda _: None, ()),

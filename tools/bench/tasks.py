@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def measure(
     for done, (number, prompt) in enumerate(track([*warm_up, *work], console=Console(stderr=True))):
         if number == 0:
             model.forget(learnt=True)  # a drafter that learns would know the answers of the round before
-        for name in _rotated(drafts, done):
+        for name in rotated(drafts, done):
             answer = model.chat(
                 [{"role": "user", "content": first_turn(prompt)}],
                 draft=name,
@@ -91,7 +91,8 @@ def first_turn(prompt: Prompt) -> str:
     return prompt.turns[0] if prompt.turns else str(prompt.messages[-1]["content"])
 
 
-def _rotated(names: Sequence[str], by: int) -> Iterable[str]:
+def rotated(names: Sequence[str], by: int) -> Sequence[str]:
+    """The names in turn, so that over many calls each comes first as often."""
     by %= len(names)
     return [*names[by:], *names[:by]]
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tools.bench.tasks import first_turn
+from tools.bench.tasks import PLAIN, first_turn, rotated
 
 import seqrt
 from seqrt.runtime.lossless import divergence
@@ -31,7 +31,6 @@ from seqrt.runtime.prompts import Prompt, read_prompts
 from seqrt.runtime.stream import Generation
 
 CODE: Final = frozenset(("coding", "mbpp", "humaneval"))
-PLAIN: Final = "none"
 _OVER_BETA: Final = {
     "tokens per step": "tokens_per_step",
     "share of text before it leaves greedy's": "agreed_share",
@@ -64,13 +63,13 @@ class Sums:
         """Counts an answer; the rows of its tokens tell their log-probabilities, whether they were verified or not."""
         assert answer.log_probabilities is not None
         difference = divergence(plain, answer)
-        same = difference is None or difference.is_tie
+        left = None if difference is None or difference.is_tie else difference.position
         self.answers += 1
         self.tokens += answer.new_tokens - 1
         self.steps += answer.steps
         self.seconds += answer.seconds["decode"]
-        self.same += same
-        self.agreed += answer.new_tokens if same else difference.position  # type: ignore[union-attr]
+        self.same += left is None
+        self.agreed += answer.new_tokens if left is None else left
         self.loss -= sum(answer.log_probabilities)
         self.spans.update(answer.trace.emitted)
 
@@ -109,8 +108,7 @@ def measure(model: Model, prompts: Sequence[Prompt], wanted: Mapping[str, Option
         message = [{"role": "user", "content": first_turn(prompt)}]
         plain = model.chat(message, wanted[PLAIN])
         others = [name for name in wanted if name != PLAIN]
-        turned = [*others[number % len(others) :], *others[: number % len(others)]]
-        answers = {name: model.chat(message, wanted[name]) for name in turned}
+        answers = {name: model.chat(message, wanted[name]) for name in rotated(others, number)}
         again = model.chat(message, wanted[PLAIN])  # the first had the prompt to compute, and cold caches
         kind = "code" if prompt.task in CODE else "prose"
         if plain.new_tokens > 1:  # else there is nothing to decode

@@ -203,6 +203,7 @@ def main() -> None:
     torch.manual_seed(recipe.seed)
     texts = [text for path in options.units for text in read_marked(path)]
     learnt = [text for text in texts if text.units and not is_held_out(text, recipe.held_out)]
+    held_out = [text for text in texts if is_held_out(text, recipe.held_out)]
     if not learnt:
         raise ValueError(f"no text of {', '.join(map(str, options.units))} has units; mark with a smaller --alpha")
     model, tokenizer = load(options.base, recipe.rank, getattr(torch, options.dtype))
@@ -213,9 +214,9 @@ def main() -> None:
             model.trained().load_state_dict(torch.load(options.start, weights_only=True)["block"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"--start {options.start} has not the weights of a LoRA of rank {recipe.rank}") from error
-    before = measure(model, [text for text in texts if is_held_out(text, recipe.held_out)], recipe)
+    before = measure(model, held_out, recipe)
     steps = train(model, learnt, recipe, options.work / "lud.pt", str(options.start or ""))
-    after = measure(model, [text for text in texts if is_held_out(text, recipe.held_out)], recipe)
+    after = measure(model, held_out, recipe)
     ship(
         options.out,
         model,
