@@ -1,6 +1,6 @@
 """All graphs of a bundle in every variant: traced for each type, filled with weights, lowered, written, checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +14,10 @@ import torch
 from seqrt.exporter.blocks import rewrite
 from seqrt.exporter.check import Arrays, check_compaction, check_decoder, check_graph
 from seqrt.exporter.checkpoints import QuantBlocks
-from seqrt.exporter.heads import EMBEDDING, HeadGraph, Heads
+from seqrt.exporter.heads import EMBEDDING, Heads
 from seqrt.exporter.origins import name_nodes
-from seqrt.exporter.passes import fix_dimension, turn_weights
+from seqrt.exporter.parts import Part, Progress, graph_info, place
+from seqrt.exporter.passes import fix_dimension
 from seqrt.exporter.quantize import BLOCK, Method, as_computed, quantized, round_int8
 from seqrt.exporter.stitch import (
     Score,
@@ -32,7 +33,6 @@ from seqrt.exporter.targets import TORCH_DTYPES, Dtype, Variant, require
 from seqrt.exporter.weights import DecoderWeights, load_decoder
 from seqrt.runtime.bundle import STATIC_ROOM, GraphInfo
 
-Progress = Callable[[str], None]
 Graphs = dict[str, ir.Graph]
 
 
@@ -62,7 +62,7 @@ class Assembly:
     _head_blocks: dict[str, dict[str, QuantBlocks]] = field(default_factory=dict)
 
     @property
-    def parts(self) -> list[HeadGraph]:
+    def parts(self) -> list[Part]:
         """The graphs of all draft heads."""
         return [part for heads in self.heads for part in heads.graphs]
 
@@ -99,7 +99,7 @@ class Assembly:
                 for role, graph in graphs.items():
                     fix_dimension(graph, "C", self.capacity + STATIC_ROOM)
                     ir.save(model_of(graph), folder / variant.file(role))
-            self.infos += [self._info(role, variant, graph) for role, graph in graphs.items()]
+            self.infos += [graph_info(role, variant, graph) for role, graph in graphs.items()]
         first = next(iter(written.values()))["decoder"]
         self.stored = {name: _stored_bytes(first, name) for name in self.blocks}
 
@@ -159,23 +159,20 @@ class Assembly:
         def own(name: str) -> str:
             return "embed.weight" if tied and name == "head.weight" else name
 
-        _place(graph, names, own, lambda name: self.weights.tensor(own(name)), store, turn=signed)
+        place(graph, names, own, lambda name: self.weights.tensor(own(name)), store, turn=signed)
 
-    def _fill_heads(self, graph: ir.Graph, part: HeadGraph, store: WeightStore, *, signed: bool) -> None:
+    def _fill_heads(self, graph: ir.Graph, part: Part, store: WeightStore, *, signed: bool) -> None:
         """The same for a graph of draft heads."""
-        shared, blocks = part.shared, self._head_blocks[part.role]
+        blocks = self._head_blocks[part.role]
         state = {key: value.numpy() for key, value in part.module.state_dict().items()}
         names = [key for key in state if key in graph.initializers and key not in blocks]
-
-        def own(key: str) -> str:
-            """Name in the store of a parameter, or of a part of it."""
-            base = next((name for name in shared if key == name or key.startswith(f"{name}.")), None)
-            return f"{part.role}.{key}" if base is None else shared[base] + key.removeprefix(base)
-
         rewrite(
-            graph, blocks, lambda key, array, dtype: store.initializer(graph, own(key), array, dtype), signed=signed
+            graph,
+            blocks,
+            lambda key, array, dtype: store.initializer(graph, part.own(key), array, dtype),
+            signed=signed,
         )
-        _place(graph, names, own, state.__getitem__, store, turn=signed)
+        place(graph, names, part.own, state.__getitem__, store, turn=signed)
 
     def _check(self, folder: Path, variants: Sequence[Variant], progress: Progress) -> None:
         """Each graph against torch with the weights as quantised, so that only the graph is judged."""
@@ -201,49 +198,6 @@ class Assembly:
                 file = folder / variant.file(part.role)
                 found[part.role] = check_graph(file, part.module, inputs, list(part.outputs), half=half)
             self.differences |= {variant.file(role).removesuffix(".onnx"): worst for role, worst in found.items()}
-
-    def _info(self, role: str, variant: Variant, graph: ir.Graph) -> GraphInfo:
-        return GraphInfo(
-            role=role,
-            path=f"graphs/{variant.file(role)}",
-            dtype=variant.dtype,
-            profile=variant.target.name,
-            opset=variant.target.opset,
-            weight_bytes=_weight_bytes(graph),
-        )
-
-
-def _place(
-    graph: ir.Graph,
-    names: Sequence[str],
-    own: Callable[[str], str],
-    read: Callable[[str], npt.NDArray[np.generic]],
-    store: WeightStore,
-    *,
-    turn: bool,
-) -> None:
-    """Gives parameters their values, held by the store under the names that `own` says; matrices turned if asked."""
-    turned = turn_weights(graph, names) if turn else set()
-    for name in names:
-        value = graph.initializers[name]
-        if name in turned:
-            value.const_value = store.tensor(f"{own(name)}.turned", partial(_turned, read, name), value)
-        else:
-            value.const_value = store.tensor(own(name), partial(read, name), value)
-
-
-def _turned(read: Callable[[str], npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.generic]:
-    return read(name).T
-
-
-def _weight_bytes(graph: ir.Graph) -> int:
-    """What a run reads of the initialisers; of a table that rows are gathered from, next to nothing."""
-    read = (
-        value.const_value
-        for value in graph.initializers.values()
-        if any(node.op_type not in ("Gather", "GatherND") for node, _ in value.uses())
-    )
-    return sum(tensor.nbytes for tensor in read if tensor is not None)
 
 
 def _stored_bytes(graph: ir.Graph, name: str) -> int:

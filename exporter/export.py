@@ -1,20 +1,18 @@
 """From a checkpoint to a bundle: read it, assemble the graphs, and only then give the directory its name."""
 
-import errno
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from seqrt.errors import ExportError
-from seqrt.exporter.assemble import Assembly, Progress
+from seqrt.exporter.assemble import Assembly
 from seqrt.exporter.checkpoints import Checkpoint, open_checkpoint
 from seqrt.exporter.checkpoints.lud import Merged, merge
 from seqrt.exporter.heads.read import read_heads
+from seqrt.exporter.parts import Progress
 from seqrt.exporter.quantize import METHODS, Method, require_blocks
+from seqrt.exporter.staging import check_replaceable, staged
 from seqrt.exporter.targets import variants
 from seqrt.exporter.weights import DecoderWeights, projection_names
 from seqrt.graphs.decoder import NUM_CANDIDATES
@@ -81,7 +79,7 @@ def export(
     wanted = variants(tuple(targets), tuple(dtypes))
     if taken := sorted(set(heads or {}) & set(RESERVED_NAMES)):
         raise ExportError(f"draft heads cannot be called {taken[0]}; choose another name")
-    _check_replaceable(bundle, force)
+    check_replaceable(bundle, force)
     if lud is not None and quantize == "source":
         raise ExportError(
             f"--lud {lud} changes weights, so that --quantize source has no blocks to keep; use int8 or int4"
@@ -93,7 +91,7 @@ def export(
     weights = DecoderWeights(checkpoint)
     if quantize == "source":
         require_blocks(weights, projection_names(checkpoint.config.num_layers))
-    with _staged(bundle) as folder:
+    with staged(bundle) as folder:
         graphs = folder / "graphs"
         graphs.mkdir()
         _write_texts(folder, checkpoint)
@@ -115,47 +113,6 @@ def open_model(source: Path, lud: Path | None) -> Checkpoint:
     """
     base = open_checkpoint(source)
     return base if lud is None else merge(base, lud)
-
-
-@contextmanager
-def _staged(bundle: Path) -> Iterator[Path]:
-    """A temporary directory beside `bundle` that takes its name at the end, or vanishes."""
-    try:
-        bundle.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write to {bundle.parent}: {error.strerror}; {_advice(error)}") from error
-    previous = folder.with_name(f"{folder.name}.previous")
-    try:
-        yield folder
-        if bundle.exists():
-            bundle.rename(previous)
-        folder.chmod(0o755)  # mkdtemp makes it private
-        folder.rename(bundle)
-    except OSError as error:
-        if previous.exists() and not bundle.exists():
-            previous.rename(bundle)
-        raise ExportError(f"cannot write {bundle}: {error.strerror}; {_advice(error)}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
-
-
-def _advice(error: OSError) -> str:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free some space or choose another disk" if is_full else "choose a directory that you may write to"
-
-
-def _check_replaceable(bundle: Path, force: bool) -> None:
-    """Raises ExportError unless nothing but a bundle (or an empty directory, with `force`) would be replaced."""
-    if not bundle.exists():
-        return
-    if not force:
-        raise ExportError(f"{bundle} exists; choose another directory or replace it with --force")
-    if not bundle.is_dir() or bundle.is_symlink() or (any(bundle.iterdir()) and not (bundle / MANIFEST).is_file()):
-        raise ExportError(f"{bundle} is no bundle, and --force replaces nothing else; choose another directory")
-    if bundle.resolve() == Path.cwd():
-        raise ExportError(f"{bundle} is the current directory; change to another one to replace it")
 
 
 def _write_texts(folder: Path, checkpoint: Checkpoint) -> None:

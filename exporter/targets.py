@@ -118,8 +118,8 @@ _SINCE: Final[Mapping[str, Mapping[Engine, tuple[int, int]]]] = {
     "DequantizeLinear": {"ort": (1, 25), "rtx": (1, 7), "trt": (10, 15)},
 }
 _BASICS: Final = """
-Add And Cast Clip Concat ConstantOfShape Cos Div Equal Erf Exp Expand Gather GatherElements GatherND Gelu Gemm
-GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Mul Neg Or Pad Pow Range ReduceMean ReduceSum
+Add And Cast Clip Concat ConstantOfShape Conv Cos Div Equal Erf Exp Expand Gather GatherElements GatherND Gelu Gemm
+GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Mul Neg Or Pad Pow Range ReduceMean ReduceSum Relu
 Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 _ALWAYS: Final = frozenset(_BASICS.split())

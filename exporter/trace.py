@@ -1,6 +1,7 @@
 """A torch module to an ONNX graph of standard operators."""
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,8 @@ def trace(
     """
     used = {symbol for axes in symbols.values() for symbol in axes.values()}
     dims = {symbol: torch.export.Dim(symbol, min=0 if symbol == "A" else 1, max=_LARGEST) for symbol in used}
-    dynamic = tuple({axis: dims[symbol] for axis, symbol in symbols.get(key, {}).items()} for key in arguments)
+    axes_of = [{axis: dims[symbol] for axis, symbol in symbols.get(key, {}).items()} for key in arguments]
+    dynamic = _nested(module, axes_of)
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -64,6 +66,15 @@ def trace(
     graph.name = name
     read_origins(graph, dict(module.named_modules()))
     return graph
+
+
+def _nested(module: nn.Module, shapes: Sequence[object]) -> tuple[object, ...]:
+    """One for each parameter of `forward`: `*tensors` is one of them, and takes a tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    single = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:single], tuple(shapes[single:]))
 
 
 def _optimize(program: torch.onnx.ONNXProgram, parameters: set[str]) -> None:

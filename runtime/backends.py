@@ -72,12 +72,14 @@ def open_engines(bundle: Bundle, backend: str, threads: int, *, operators: bool 
         operators: keep the time of every operator, which makes runs slower.
 
     Raises:
-        RequestError: unknown backend, or threads for a GPU.
+        RequestError: unknown backend, negative number of threads, or threads for a GPU.
         BundleError: the bundle has no graphs for it.
         EngineError: the backend is not installed or does not work here, or its engines are missing.
     """
     if backend not in BACKENDS:
         raise RequestError(f"--backend {backend} is unknown; choose one of {', '.join(BACKENDS)}")
+    if threads < 0:
+        raise RequestError(f"--threads is {threads}; give 0 (one a core) or more")
     if backend != "cpu" and threads:
         raise RequestError(f"--threads {threads} is of no use to --backend {backend}; leave it out")
     if backend == "cpu":
@@ -93,9 +95,10 @@ def open_engines(bundle: Bundle, backend: str, threads: int, *, operators: bool 
 
 def _cpu_engine(bundle: Bundle, variant: str, threads: int, operators: bool, role: str) -> Engine:
     # The decoder's threads spin between its steps; what runs between them must not bring more that do.
-    own = threads if role in ("decoder", "logits", "score") else 1
-    path = bundle.graph(role, variant)
-    return OrtEngine(path, threads=own, spin=role == "decoder", operators=operators)
+    manifest = bundle.manifest
+    own = threads if role in manifest.roles and role != "compaction" else 1
+    spins = role == "decoder" or manifest.recognizer is not None
+    return OrtEngine(bundle.graph(role, variant), threads=own, spin=spins, operators=operators)
 
 
 def cuda_engines(bundle: Bundle, ort: Any = None, *, operators: bool = False) -> Engines:

@@ -20,13 +20,18 @@ from seqrt.runtime.records import parse
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
-_ROLES: Final = ("decoder", "logits", "score", "compaction")  # graphs of every bundle
+_ROLES: Final = ("decoder", "logits", "score", "compaction")  # graphs of every bundle that generates
 RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", "lud", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
 STATIC_ROOM: Final = 512  # rows of caches beyond the capacity in graphs for TensorRT: most of a prompt in one call
+CHARACTERS: Final = "characters.txt"  # of a recogniser, one a line, in the order of its classes
+RECIPES: Final = ("svtr_bgr_stretch", "svtr_bgr_pad", "tv_rgb_bicubic")  # how images are made ready (runtime/images.py)
 INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
 _MAX_MANIFEST_BYTES: Final = 1 << 24
 _MAX_DIMENSION: Final = 1 << 31
+_MAX_PIXELS: Final = 1 << 24
+
+Size = tuple[int, ...]  # height and width in pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,33 @@ class UnitsInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecognizerInfo:
+    """What reads words in images.
+
+    Attributes:
+        kind: "cppd" reads a word in one pass, "nrtr" a character a step.
+        recipe: of RECIPES.
+        sizes: height and width of its images; of several, the first takes images as wide as high, the second those
+            twice as wide, and so on.
+        num_classes: the end of a word, and the characters of `characters.txt`.
+    """
+
+    kind: str
+    recipe: str
+    sizes: tuple[Size, ...]
+    num_classes: int
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of its graphs: one a size, or an encoder and a step."""
+        if self.kind == "nrtr":
+            return ("encoder", "step")
+        if len(self.sizes) == 1:
+            return ("recognizer",)
+        return tuple(f"recognizer.{height}x{width}" for height, width in self.sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """What quantisation cost, measured on `tokens` tokens: perplexities and how often the top token is the same."""
 
@@ -130,20 +162,55 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Contents of `seqrt.json`."""
+    """Contents of `seqrt.json`.
+
+    Attributes:
+        task: "generate" or "ocr"; the bundle has `model` or `recognizer` accordingly.
+        capacity: most tokens of prompt and answer, or characters of a word.
+    """
 
     name: str
     family: str
     task: str
     capacity: int
     quantization: str
-    model: ModelInfo
+    model: ModelInfo | None = None
+    recognizer: RecognizerInfo | None = None
     graphs: tuple[GraphInfo, ...]
     heads: tuple[HeadInfo, ...] = ()
     units: UnitsInfo | None = None
     quality: Quality | None = None
     files: Mapping[str, FileInfo] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def decoder(self) -> ModelInfo:
+        """Shape of the decoder.
+
+        Raises:
+            BundleError: the bundle is for another task.
+        """
+        if self.model is None:
+            raise BundleError(
+                f"{self.name} is a bundle for `seqrt {self.task}` and generates no text; pass another one"
+            )
+        return self.model
+
+    @property
+    def reader(self) -> RecognizerInfo:
+        """What reads images.
+
+        Raises:
+            BundleError: the bundle is for another task.
+        """
+        if self.recognizer is None:
+            raise BundleError(f"{self.name} is a bundle for `seqrt run` and reads no images; pass another one")
+        return self.recognizer
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Graphs that every variant has, draft heads excepted."""
+        return _ROLES if self.recognizer is None else self.recognizer.roles
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -311,18 +378,35 @@ def _read_manifest(path: Path) -> Manifest:
         manifest: Manifest = parse(Manifest, raw, str(file))
     except ValueError as error:
         raise BundleError(f"{error}; export again with this version of seqrt") from error
+    _check_task(manifest, file)
     _check_shapes(manifest, file)
     _check_units(manifest, file)
     _check_roles(manifest, file)
     return manifest
 
 
+def _check_task(manifest: Manifest, file: Path) -> None:
+    parts = {"generate": manifest.model, "ocr": manifest.recognizer}
+    held = [task for task, part in parts.items() if part is not None]
+    if held != [manifest.task]:
+        raise BundleError(f"{file}: the task is {manifest.task!r}, the bundle is made for {held}; export again")
+
+
 def _check_shapes(manifest: Manifest, file: Path) -> None:
-    sizes = {"capacity": manifest.capacity} | {
-        name: value
-        for name, value in dataclasses.asdict(manifest.model).items()
-        if name not in ("eos_token_ids", "bos_token_id")
-    }
+    sizes = {"capacity": manifest.capacity}
+    if manifest.model is not None:
+        shape = dataclasses.asdict(manifest.model)
+        sizes |= {name: value for name, value in shape.items() if name not in ("eos_token_ids", "bos_token_id")}
+    if (reader := manifest.recognizer) is not None:
+        sizes["num_classes"] = reader.num_classes
+        for size in reader.sizes or ((),):
+            if len(size) != 2 or not all(0 < side < _MAX_PIXELS for side in size) or size[0] * size[1] > _MAX_PIXELS:
+                raise BundleError(f"{file}: images of {list(size)} pixels, expected height and width; export again")
+        if reader.recipe not in RECIPES or reader.kind not in ("cppd", "nrtr"):
+            raise BundleError(
+                f"{file}: a recogniser {reader.kind!r} with recipe {reader.recipe!r} is unknown; export again with this"
+                " version of seqrt"
+            )
     for head in manifest.heads:
         sizes |= {f"heads.{head.name}.num_heads": head.num_heads, f"heads.{head.name}.top_k": head.top_k}
     for name, value in sizes.items():
@@ -334,10 +418,10 @@ def _check_units(manifest: Manifest, file: Path) -> None:
     units = manifest.units
     if units is None:
         return
-    if units.pad_token_id != manifest.model.vocab_size:
+    if units.pad_token_id != manifest.decoder.vocab_size:
         raise BundleError(
             f"{file}: units.pad_token_id is {units.pad_token_id}, expected the token after the vocabulary,"
-            f" {manifest.model.vocab_size}; export again"
+            f" {manifest.decoder.vocab_size}; export again"
         )
     if units.lookahead < 2 or not 0 < units.beta <= 1:
         raise BundleError(
@@ -352,7 +436,7 @@ def _check_roles(manifest: Manifest, file: Path) -> None:
     needed = [role for head in manifest.heads for role in (*head.graphs, head.prefix) if role is not None]
     for variant in manifest.variants or ("any engine",):
         roles = [graph.role for graph in manifest.graphs if graph.variant == variant]
-        for role in (*_ROLES, *needed):
+        for role in (*manifest.roles, *needed):
             if roles.count(role) != 1:
                 raise BundleError(
                     f"{file} has {roles.count(role)} graphs for {role!r} and {variant}, expected 1; export again"

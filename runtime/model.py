@@ -36,23 +36,10 @@ Prompt = str | Sequence[int]
 
 
 def load(path: str | Path, *, backend: str = "cpu", threads: int = 0, operators: bool = False) -> "Model":
-    """Loads a bundle.
-
-    Args:
-        path: the bundle's directory.
-        backend: "cpu"; "cuda" for ONNX Runtime, "trt" or "rtx" for TensorRT on an NVIDIA GPU.
-        threads: for one model call on a CPU; 0 takes one a core.
-        operators: keep the time of every operator for a profile, which makes runs slower.
-
-    Raises:
-        BundleError: it is not a bundle, or damaged.
-        EngineError: the engine is missing or refuses the graphs.
-        RequestError: unknown backend, negative number of threads, or threads for a GPU.
-    """
-    if threads < 0:
-        raise RequestError(f"--threads is {threads}; give 0 (one a core) or more")
+    """Loads a bundle that generates text; arguments and errors are those of `seqrt.load`."""
     start = perf_counter()
     bundle = open_bundle(Path(path))
+    bundle.manifest.decoder  # noqa: B018  says what another bundle is for before its engines are made
     engines = open_engines(bundle, backend, threads, operators=operators)
     try:
         model = Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
@@ -80,7 +67,7 @@ class Model:
         self.bundle, self.engines = bundle, engines
         self.tuning, self.tuning_note = tuning, tuning_note
         self.load_seconds = 0.0
-        self._info = bundle.manifest.model
+        self._info = bundle.manifest.decoder
         self._decoder = Decoder(
             self.engines["decoder"], partial(self.engines.__getitem__, "compaction"), bundle.manifest.capacity
         )

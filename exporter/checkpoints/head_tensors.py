@@ -4,7 +4,6 @@ A matrix `[out, in]` may be stored as int8, `NAME`, with a scale for each block 
 half the size, and read as one float tensor.
 """
 
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from seqrt.errors import CheckpointError
-from seqrt.exporter.checkpoints.reading import Safetensors, one_line
+from seqrt.exporter.checkpoints.reading import Safetensors, read_torch
 
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -116,7 +115,7 @@ def open_heads(path: Path) -> HeadTensors:
     elif not path.exists():
         raise CheckpointError(f"{path} does not exist; pass a directory with draft heads, or their file")
     if file.suffix in (".pt", ".bin"):
-        tensors = _unpickle(file)
+        tensors = read_torch(file)
         return _named(path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__)
     store = Safetensors.of_directory(path) if file.is_dir() else Safetensors([file])
     return _named(path, {key: entry.shape for key, entry in store.entries.items()}, store.read)
@@ -147,16 +146,3 @@ def _strip(keys: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
     pattern = re.compile("|".join(map(re.escape, _PREFIXES)))
     is_model = any(key.startswith(_PREFIXES[0]) for key in keys)
     return {pattern.sub("", key, count=1): key for key in keys if not is_model or key.startswith(_PREFIXES)}
-
-
-def _unpickle(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a torch file; `weights_only` refuses to run what else a pickle may hold."""
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} is damaged or holds more than tensors ({one_line(error)}); convert it to safetensors"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{file} holds no dictionary of tensors; convert it to safetensors")
-    return tensors

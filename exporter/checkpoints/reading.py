@@ -1,6 +1,7 @@
 """Plain files of a checkpoint directory: JSON objects and safetensors, whole or in shards."""
 
 import json
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,30 @@ class Safetensors:
         with safe_open(self.entries[key].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(key)
         return tensor
+
+
+def read_torch(file: Path, *inside: str) -> dict[str, torch.Tensor]:
+    """Tensors of a torch file; `weights_only` refuses to run what else a pickle may hold.
+
+    Args:
+        file: what `torch.save` wrote.
+        inside: keys of dictionaries that may hold the tensors, beside other things.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything but tensors.
+    """
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or holds more than tensors ({one_line(error)}); convert it to safetensors"
+        ) from error
+    for key in inside:
+        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{file} holds no dictionary of tensors; convert it to safetensors")
+    return tensors
 
 
 def _shards(index: Path) -> list[Path]:

@@ -8,17 +8,8 @@ import torch
 
 from seqrt.errors import CheckpointError
 from seqrt.exporter.checkpoints.hydra import HydraWeights, Linear
-from seqrt.exporter.heads import (
-    EMBEDDING,
-    TOP_K,
-    Array,
-    HeadGraph,
-    Heads,
-    base_output,
-    draft_tokens,
-    filled,
-    random_input,
-)
+from seqrt.exporter.heads import EMBEDDING, GUESSES, TOP_K, Array, Heads, base_output, draft_tokens, filled
+from seqrt.exporter.parts import Part, random_input
 from seqrt.exporter.weights import DecoderWeights
 from seqrt.graphs.config import DecoderConfig
 from seqrt.graphs.hydra import HydraHead, PrefixLayer, prefix_config
@@ -61,10 +52,11 @@ def hydra_heads(name: str, heads: HydraWeights, weights: DecoderWeights) -> Head
         paths = torch.arange(2 * (head + 1)).view(2, head + 1) % config.vocab_size
         shared = {"tokens": f"{name}.tokens"} | ({EMBEDDING: EMBEDDING} if heads.is_grounded else {})
         graphs.append(
-            HeadGraph(
+            Part(
                 f"{name}.{head}",
                 filled(module, state, embedding),
                 {"state": random_input(1, config.hidden_size), "path": paths},
+                GUESSES,
                 symbols={"path": {0: "P"}},
                 shared=shared | ({"output": f"{name}.output"} if own is None else {}),
             )
@@ -83,7 +75,7 @@ def hydra_heads(name: str, heads: HydraWeights, weights: DecoderWeights) -> Head
     return Heads(replace(info, prefix=f"{name}.prefix"), graphs)
 
 
-def _prefix_graph(role: str, tensors: Mapping[str, Array], base: DecoderConfig) -> HeadGraph:
+def _prefix_graph(role: str, tensors: Mapping[str, Array], base: DecoderConfig) -> Part:
     config = prefix_config(base)
     part = "layer.attention."
     query = tensors[f"{part}q.weight"] * np.float32(config.attention_scale)
@@ -96,7 +88,7 @@ def _prefix_graph(role: str, tensors: Mapping[str, Array], base: DecoderConfig) 
         "layer.mlp.down.weight": tensors["layer.mlp.down.weight"].T,
     }
     cache = (1, config.num_kv_heads, 32, config.head_dim)
-    return HeadGraph(
+    return Part(
         role,
         filled(PrefixLayer(config), state),
         {

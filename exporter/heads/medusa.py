@@ -3,7 +3,8 @@
 import numpy as np
 
 from seqrt.exporter.checkpoints.medusa import MedusaWeights
-from seqrt.exporter.heads import TOP_K, HeadGraph, Heads, base_output, draft_tokens, filled, random_input
+from seqrt.exporter.heads import GUESSES, TOP_K, Heads, base_output, draft_tokens, filled
+from seqrt.exporter.parts import Part, random_input
 from seqrt.exporter.weights import DecoderWeights
 from seqrt.graphs.medusa import MedusaHeads
 from seqrt.runtime.bundle import HeadInfo
@@ -36,5 +37,5 @@ def medusa_heads(name: str, heads: MedusaWeights, weights: DecoderWeights) -> He
     for layer in range(1, heads.num_layers):
         state[f"later.{layer - 1}"] = np.array([layers[layer][0].T for layers in heads.blocks])
     info = HeadInfo(name=name, kind="medusa", num_heads=heads.num_heads, top_k=module.top_k, graphs=(name,))
-    graph = HeadGraph(name, filled(module, state), {"hidden": random_input(1, heads.hidden_size)})
+    graph = Part(name, filled(module, state), {"hidden": random_input(1, heads.hidden_size)}, GUESSES)
     return Heads(info, [graph])

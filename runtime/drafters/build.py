@@ -69,7 +69,7 @@ def _recycling(supplies: Supplies) -> Drafter:
     own = Template.named(_RECYCLING_TREE)
     memory = supplies.options.memory
     template = supplies.template(own, own.max_depth, RANKS)
-    vocab_size = supplies.bundle.manifest.model.vocab_size
+    vocab_size = supplies.bundle.manifest.decoder.vocab_size
     return RecyclingDrafter(vocab_size, template, None if memory is None else Path(memory))
 
 
@@ -86,9 +86,9 @@ def _corpus(supplies: Supplies) -> Drafter:
     if not text.strip():
         raise RequestError(f"--corpus {path} is empty; give a file with text like the answers that are wanted")
     manifest, tokens = supplies.bundle.manifest, np.array(supplies.encode(text), np.int64)
-    if tokens.max() >= manifest.model.vocab_size:
+    if tokens.max() >= manifest.decoder.vocab_size:
         raise RequestError(
-            f"--corpus {path} has token {tokens.max()}, the model's are 0 to {manifest.model.vocab_size - 1};"
+            f"--corpus {path} has token {tokens.max()}, the model's are 0 to {manifest.decoder.vocab_size - 1};"
             " leave such special tokens out"
         )
     return CorpusDrafter(tokens, branches=supplies.branches)

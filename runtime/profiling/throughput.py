@@ -25,7 +25,7 @@ class Throughput:
     """
 
     def __init__(self, model: Model, pp: int, tg: int) -> None:
-        vocabulary = model.bundle.manifest.model.vocab_size
+        vocabulary = model.bundle.manifest.decoder.vocab_size
         prompt = np.random.default_rng(0).integers(0, vocabulary, max(pp, 1)).tolist()
         self._model = model
         self._tests: dict[str, Callable[[], float]] = {}

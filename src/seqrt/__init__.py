@@ -12,8 +12,10 @@ import typing as _typing
 from seqrt.errors import BundleError, CheckpointError, EngineError, ExportError, RequestError, SeqrtError
 
 if _typing.TYPE_CHECKING:
-    from seqrt.runtime.model import Model, load
+    from seqrt.runtime.load import load
+    from seqrt.runtime.model import Model
     from seqrt.runtime.options import Options
+    from seqrt.runtime.recognizer import Recognition, Recognizer
     from seqrt.runtime.score import Scores
     from seqrt.runtime.stream import Generation, Stream
 
@@ -27,6 +29,8 @@ __all__ = [
     "Generation",
     "Model",
     "Options",
+    "Recognition",
+    "Recognizer",
     "RequestError",
     "Scores",
     "SeqrtError",
@@ -39,9 +43,11 @@ _LAZY = {
     "Generation": "seqrt.runtime.stream",
     "Model": "seqrt.runtime.model",
     "Options": "seqrt.runtime.options",
+    "Recognition": "seqrt.runtime.recognizer",
+    "Recognizer": "seqrt.runtime.recognizer",
     "Scores": "seqrt.runtime.score",
     "Stream": "seqrt.runtime.stream",
-    "load": "seqrt.runtime.model",
+    "load": "seqrt.runtime.load",
 }
 
 

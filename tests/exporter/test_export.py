@@ -177,7 +177,7 @@ def test_graphs_are_standard(exported: Exported) -> None:
 def test_the_bundle_says_what_it_holds(exported: Exported) -> None:
     manifest = open_bundle(exported.bundle).manifest
     config = exported.model.config
-    model = manifest.model
+    model = manifest.decoder
     assert (manifest.name, exported.report.name) == (exported.source.name,) * 2
     assert (manifest.capacity, manifest.quantization, manifest.heads, manifest.quality) == (128, "none", (), None)
     assert (model.vocab_size, model.hidden_size, model.num_layers) == (VOCAB, HIDDEN, 2)

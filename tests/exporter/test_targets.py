@@ -13,7 +13,8 @@ from torch import nn
 from seqrt.errors import ExportError
 from seqrt.exporter.check import check_compaction, check_decoder, check_graph, run_exact
 from seqrt.exporter.export import export
-from seqrt.exporter.heads import HeadGraph
+from seqrt.exporter.heads import GUESSES
+from seqrt.exporter.parts import Part
 from seqrt.exporter.stitch import logits_graph, model_of
 from seqrt.exporter.targets import TARGETS, Variant, imports, require, variants
 from seqrt.graphs.config import DecoderConfig
@@ -211,21 +212,21 @@ def numbers(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def medusa(_: DecoderConfig) -> HeadGraph:
+def medusa(_: DecoderConfig) -> Part:
     heads = MedusaHeads(HIDDEN, 3, 2, DRAFT, 10, own_outputs=True)
-    return HeadGraph("medusa", randomized(heads), {"hidden": numbers(1, HIDDEN)})
+    return Part("medusa", randomized(heads), {"hidden": numbers(1, HIDDEN)}, GUESSES)
 
 
-def hydra(_: DecoderConfig) -> HeadGraph:
+def hydra(_: DecoderConfig) -> Part:
     head = HydraHead(HIDDEN, VOCAB, 3, 2, DRAFT, 10, has_bias=True, embedding_scale=2.0)
     inputs = {"state": numbers(1, HIDDEN), "path": torch.arange(15).view(5, 3)}
-    return HeadGraph("hydra.2", randomized(head), inputs, symbols={"path": {0: "P"}})
+    return Part("hydra.2", randomized(head), inputs, GUESSES, symbols={"path": {0: "P"}})
 
 
-def prefix(config: DecoderConfig) -> HeadGraph:
+def prefix(config: DecoderConfig) -> Part:
     own = prefix_config(config)
     cache = (1, own.num_kv_heads, 32, own.head_dim)
-    return HeadGraph(
+    return Part(
         "hydra.prefix",
         randomized(PrefixLayer(own)),
         {
@@ -239,17 +240,17 @@ def prefix(config: DecoderConfig) -> HeadGraph:
     )
 
 
-HEADS: dict[str, Callable[[DecoderConfig], HeadGraph]] = {"medusa": medusa, "hydra": hydra, "prefix": prefix}
+HEADS: dict[str, Callable[[DecoderConfig], Part]] = {"medusa": medusa, "hydra": hydra, "prefix": prefix}
 
 
 @pytest.fixture(scope="module", params=HEADS)
-def head(request: pytest.FixtureRequest, stitched: Stitched) -> tuple[HeadGraph, ir.Graph]:
+def head(request: pytest.FixtureRequest, stitched: Stitched) -> tuple[Part, ir.Graph]:
     """Draft heads with random weights, and their graph."""
     made = HEADS[request.param](stitched[0].config)
     return made, made.trace()
 
 
-def test_heads_are_those_of_torch(head: tuple[HeadGraph, ir.Graph], variant: Variant, tmp_path: Path) -> None:
+def test_heads_are_those_of_torch(head: tuple[Part, ir.Graph], variant: Variant, tmp_path: Path) -> None:
     part, graph = head
     path = lowered(model_of(graph.clone()), variant, tmp_path / "head.onnx")
     inputs = {name: value.numpy() for name, value in part.inputs.items()}

@@ -375,7 +375,7 @@ def test_a_bundle_without_units_says_how_to_get_them(llama_bundle: Path) -> None
 
 def test_pad_is_no_token_of_a_prompt(model: Model) -> None:
     with pytest.raises(RequestError, match="the prompt has token"):
-        model.generate([FIRST, model.bundle.manifest.model.vocab_size])
+        model.generate([FIRST, model.bundle.manifest.decoder.vocab_size])
 
 
 @pytest.fixture

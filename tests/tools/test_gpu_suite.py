@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_synthetic_bundle_is_of_half_precision_for_both_engines(bundle: Bundle) -> None:
     assert bundle.manifest.variants == ("ort-fp16", "rtx-fp16")
-    assert bundle.manifest.model.num_kv_heads == 1
+    assert bundle.manifest.decoder.num_kv_heads == 1
 
 
 def test_every_finding_is_in_the_file(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

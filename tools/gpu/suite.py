@@ -66,7 +66,7 @@ def agreement(model: Model, judge: Model, prompts: Sequence[Prompt], sizes: Size
 
 def compaction(model: Model, judge: Model, sizes: Sizes) -> Document:
     """Random trees, scattered paths and resets against the CPU: what lies in the cache shows in what comes next."""
-    rng, vocabulary = np.random.default_rng(0), model.bundle.manifest.model.vocab_size
+    rng, vocabulary = np.random.default_rng(0), model.bundle.manifest.decoder.vocab_size
     decoders = [_decoder(each) for each in (model, judge)]
     most = min(decoder.max_rows for decoder in decoders)
     worst, agreed, steps = 0.0, 0, 0

@@ -72,7 +72,7 @@ def mark(model: Model, corpus: Path, out: Path, marking: Marking, *, raw: bool =
 def special_tokens(model: Model) -> set[int]:
     """Tokens that stand for no text, those that end an answer among them."""
     added = model.tokenizer.get_added_tokens_decoder()
-    return {token for token, info in added.items() if info.special} | set(model.bundle.manifest.model.eos_token_ids)
+    return {token for token, info in added.items() if info.special} | set(model.bundle.manifest.decoder.eos_token_ids)
 
 
 def histogram(path: Path) -> dict[str, object]:

@@ -30,7 +30,19 @@ _ADVICE: Final = {
     errno.EACCES: "choose a path that you may use",
     errno.EMFILE: "close other programs",
 }
-_COMMANDS: Final = ("export", "build", "run", "chat", "profile", "compare", "tune", "verify", "inspect", "doctor")
+_COMMANDS: Final = (
+    "export",
+    "build",
+    "run",
+    "chat",
+    "ocr",
+    "profile",
+    "compare",
+    "tune",
+    "verify",
+    "inspect",
+    "doctor",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from seqrt.cli.common import Json, command
 from seqrt.cli.console import emit, everything_to_stderr, note, status
 from seqrt.errors import ExportError, RequestError, SeqrtError
-from seqrt.runtime.bundle import RESERVED_NAMES, Quality, open_bundle, record_quality
+from seqrt.runtime.bundle import RECIPES, RESERVED_NAMES, Quality, open_bundle, record_quality
 
 if TYPE_CHECKING:
     from seqrt.exporter.export import Report
@@ -34,7 +34,14 @@ class Quantization(str, Enum):
 
 @command("seqrt export SmolLM2-135M-Instruct.gguf smollm2 --heads heads/ --quantize source")
 def export(
-    source: Annotated[Path, typer.Argument(help="Hugging Face directory or GGUF file.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Hugging Face directory or GGUF file; or a CPPD: .pth of OpenOCR, .pdparams of PaddleOCR, directory of"
+            " tools/zoo.",
+            show_default=False,
+        ),
+    ],
     bundle: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     heads: Annotated[
         list[str] | None,
@@ -74,36 +81,53 @@ def export(
         int | None,
         typer.Option(help="Most tokens of prompt and answer; 4096 or the model's own.", show_default=False),
     ] = None,
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a CPPD: its characters, one a line; the usual ones if it knows 36 or 94.", show_default=False
+        ),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of a CPPD: pixels of its images; what its weights say.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Of a CPPD: how images are made ready: {', '.join(RECIPES)}; the one for its size.",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Compare every graph with torch.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at BUNDLE.")] = False,
     quality: Annotated[bool, typer.Option(help="Measure what quantisation costs.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Make a bundle of a model and its draft heads.
+    """Make a bundle of a model and its draft heads, or of a text recogniser.
 
     Nothing appears at BUNDLE before it is complete and checked; an export that fails before leaves nothing
     behind. What quantisation costs is measured afterwards: where that fails, the bundle stays without it.
     """
     start = perf_counter()
+    of_models = {"heads": heads, "lud": lud, "quantize": quantize is not Quantization.none, "capacity": capacity}
+    of_recognizers = {"dictionary": dictionary, "image-size": image_size, "recipe": recipe}
     with everything_to_stderr(), status() as progress:
-        exporter, kind_of = _exporter()
-        paths = _head_paths(heads or [], kind_of)
-        report = exporter(
-            source,
-            bundle,
-            heads=paths,
-            lud=lud,
-            quantize=quantize.value,
-            targets=target or ("ort",),
-            dtypes=dtype or (),
-            capacity=capacity,
-            check=check,
-            force=force,
-            progress=progress,
-        )
-        measured = None
-        if quality and quantize is not Quantization.none and any(name.startswith("ort") for name in target or ("ort",)):
-            measured = _measured(source, lud, bundle, progress)
+        exporter, measured = _exporter(), None
+        common: dict[str, Any] = {"targets": target or ("ort",), "dtypes": dtype or (), "check": check, "force": force}
+        common["progress"] = progress
+        if exporter.is_recognizer(source):
+            _refuse(of_models, f"is for language models, and {source} is a recogniser")
+            size = None if image_size is None else _size(image_size)
+            report = exporter.recognizer(source, bundle, dictionary=dictionary, size=size, recipe=recipe, **common)
+        else:
+            _refuse(of_recognizers, f"is for recognisers, and {source} is none")
+            paths = _head_paths(heads or [], exporter.head_kind)
+            options = {"heads": paths, "lud": lud, "quantize": quantize.value, "capacity": capacity}
+            report = exporter.model(source, bundle, **options, **common)
+            is_ort = any(name.startswith("ort") for name in common["targets"])
+            if quality and quantize is not Quantization.none and is_ort:
+                measured = _measured(source, lud, bundle, progress)
     seconds = perf_counter() - start
     manifest = open_bundle(bundle).manifest
     num_bytes = sum(file.size for file in manifest.files.values())
@@ -130,16 +154,47 @@ def export(
     _print(report, measured)
 
 
-def _exporter() -> tuple[Callable[..., "Report"], Callable[[Path], str]]:
-    """The exporter, and what tells heads apart; with a plain word where its libraries are missing."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Exporter:
+    """What exports models and recognisers, and what tells sources and heads apart."""
+
+    model: Callable[..., "Report"]
+    recognizer: Callable[..., "Report"]
+    is_recognizer: Callable[[Path], bool]
+    head_kind: Callable[[Path], str]
+
+
+def _exporter() -> _Exporter:
+    """The exporter, with a plain word where its libraries are missing."""
     try:
-        from seqrt.exporter.export import export as exporter
+        from seqrt.exporter.checkpoints.recognizer import is_recognizer
+        from seqrt.exporter.export import export as export_model
         from seqrt.exporter.heads.read import head_kind
+        from seqrt.exporter.recognizer import export_recognizer
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("seqrt"):
             raise
         raise ExportError(f"{error.name} is not installed; run: pip install 'seqrt[export]'") from error
-    return exporter, head_kind
+    return _Exporter(export_model, export_recognizer, is_recognizer, head_kind)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises RequestError if one of the options was given."""
+    for name, value in options.items():
+        if value:
+            raise RequestError(f"--{name} {why}; leave it out")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width.
+
+    Raises:
+        RequestError: it is not that.
+    """
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if match is None:
+        raise RequestError(f"--image-size is {text!r:.40}; give height and width, such as 32x100")
+    return int(match[1]), int(match[2])
 
 
 def _head_paths(texts: Sequence[str], kind_of: Callable[[Path], str]) -> dict[str, Path]:

@@ -54,16 +54,24 @@ def inspect(
 
 
 def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
-    model = manifest.model
     lines = [
         ("name", manifest.name),
         ("task", f"{manifest.task} ({manifest.family})"),
         ("size", f"{num_bytes / 1e6:.1f} MB in {len(manifest.files)} files"),
         ("quantization", manifest.quantization),
-        ("capacity", f"{manifest.capacity} tokens of prompt and answer"),
-        ("vocabulary", f"{model.vocab_size} tokens, {model.num_candidates} candidates a row"),
-        ("layers", f"{model.num_layers} of width {model.hidden_size}, {model.num_kv_heads} key-value heads"),
     ]
+    if (model := manifest.model) is not None:
+        lines += [
+            ("capacity", f"{manifest.capacity} tokens of prompt and answer"),
+            ("vocabulary", f"{model.vocab_size} tokens, {model.num_candidates} candidates a row"),
+            ("layers", f"{model.num_layers} of width {model.hidden_size}, {model.num_kv_heads} key-value heads"),
+        ]
+    if (reader := manifest.recognizer) is not None:
+        sizes = ", ".join(f"{height} x {width}" for height, width in reader.sizes)
+        lines += [
+            ("words", f"up to {manifest.capacity} of {reader.num_classes - 1} characters"),
+            ("images", f"{sizes} pixels (height x width), {reader.recipe}"),
+        ]
     if manifest.quality is not None:
         quality = manifest.quality
         lines.append(("perplexity", f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"))

@@ -14,6 +14,7 @@ from seqrt.runtime.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from seqrt.runtime.model import Model
+    from seqrt.runtime.recognizer import Recognizer
 
 _BUILT_IN: Final = Path(__file__).with_name("prompts.jsonl")
 
@@ -36,6 +37,22 @@ def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "M
     if wanted:
         _remark(model, wanted)
     return model
+
+
+def open_recognizer(bundle: Path, backend: str, threads: int) -> "Recognizer":
+    """Loads a bundle that reads images, for as long as the command runs.
+
+    Raises:
+        BundleError: it is not a bundle, damaged, or for another task.
+        EngineError: the engine is missing or refuses the graphs.
+        RequestError: the value of an option is out of range.
+    """
+    from seqrt.runtime.recognizer import load
+
+    recognizer = load(bundle, backend=backend, threads=threads)
+    if (context := get_current_context(silent=True)) is not None:
+        context.call_on_close(recognizer.close)
+    return recognizer
 
 
 def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> list[Options]:

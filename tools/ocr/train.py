@@ -1,0 +1,153 @@
+"""Trains CPPD Tiny to read words, on pictures that are rendered while it learns.
+
+    python -m tools.ocr.train --work DIR --fonts DIR... --words FILE... --backgrounds DIR... --steps N
+
+Fonts and words are split into those to train on and those held out (tools.ocr.fonts); accuracy is told of the latter.
+DIR/model.safetensors holds the mean of the weights over the last steps, as `seqrt export` reads it. A run that is
+stopped goes on from DIR/state.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tools.ocr.data import CHARACTERS, Batches, add_sources, pixels, read, renderers, scaled
+from tools.ocr.render import Renderer
+from tools.train.optimise import Optimisation
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+import numpy as np
+from seqrt.graphs.cppd import Cppd, CppdConfig
+from seqrt.graphs.svtr import SvtrConfig
+
+TINY = CppdConfig(
+    encoder=SvtrConfig(
+        height=32,
+        width=100,
+        dims=(64, 128, 192),
+        mixers=(("conv",) * 2, ("conv",) * 4, ("global",) * 2),
+        row_strides=(2, 2),
+    ),
+    num_classes=len(CHARACTERS) + 1,
+    num_layers=1,
+)
+_DECAY = 0.995  # of the mean of the weights
+_CLIP = 5.0
+_HELD_OUT = 1000
+
+
+def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace) -> None:
+    """Trains, and writes the model every `--every` steps and at the end."""
+    torch.manual_seed(arguments.seed)
+    model, hints = Cppd(TINY), Hints(TINY)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))
+    both = torch.nn.ModuleDict({"model": model, "average": average, "hints": hints})
+    for parameter in average.parameters():
+        parameter.requires_grad_(False)
+    made_with = f"batch {arguments.batch}, learning rate {arguments.learning_rate}, seed {arguments.seed}, lengthen {arguments.lengthen}"
+    run = Optimisation(both, arguments.steps, arguments.learning_rate, 0.015, arguments.work / "state.pt", made_with)
+    images, words = fixed(held_out, _HELD_OUT)
+    batches = iter(Batches(renderer, TINY, arguments.batch, arguments.seed, run.step, arguments.lengthen).loader())
+    with tqdm(total=arguments.steps, initial=run.step, desc="train", unit="step", mininterval=5) as bar:
+        while run.step < arguments.steps:
+            image, label = next(batches)
+            model.train()
+            with torch.autocast("cpu", torch.bfloat16):
+                visual = model.encoder(scaled(image))
+                losses = model.loss(visual, label) | hints(visual, label)
+            torch.stack(list(losses.values())).sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+            run.update()
+            average.update_parameters(model)
+            bar.update()
+            if run.step % 50 == 0:
+                tqdm.write(
+                    f"step {run.step} " + str({name: f"{float(loss.detach()):.3f}" for name, loss in losses.items()}),
+                    file=sys.stderr,
+                )
+            if run.step % arguments.every == 0 or run.step == arguments.steps:
+                run.save()
+                accuracy = right(average.module, images, words)
+                tqdm.write(
+                    f"step {run.step}: {accuracy:.1%} of held-out words read; "
+                    + str({k: round(float(v.detach()), 3) for k, v in losses.items()}),
+                    file=sys.stderr,
+                )
+                write(average.module, arguments.work / "model.safetensors")
+
+
+class Hints(torch.nn.Module):
+    """Losses on the visual tokens themselves, in training only.
+
+    The decoder's own losses reach the encoder through two attentions that look everywhere at first. They then teach it
+    nothing: its tokens become the same for all images. What is said of the tokens directly keeps them apart: which
+    characters there are ("bag"), and in which order from left to right ("align", CTC on the columns of the grid).
+    """
+
+    def __init__(self, config: CppdConfig) -> None:
+        super().__init__()
+        self.columns = config.encoder.grid[1]
+        self.classes = torch.nn.Linear(config.encoder.dims[-1], config.num_classes)
+
+    def forward(self, visual: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """`[B, S, D]` and labels to the losses."""
+        logits = self.classes(visual).float()
+        is_character = label > 0
+        counts = (functional.one_hot(label.clamp(min=0), logits.shape[2]) * is_character[..., None]).sum(1).float()
+        shares = counts[:, 1:] / counts.sum(1, keepdim=True)
+        bag = functional.cross_entropy(logits[:, :, 1:].mean(1), shares)
+        columns = logits.reshape(len(logits), -1, self.columns, logits.shape[2]).mean(1).log_softmax(2).transpose(0, 1)
+        lengths = is_character.sum(1)
+        wide = torch.full_like(lengths, self.columns)
+        align = functional.ctc_loss(columns, label.clamp(min=0), wide, lengths, zero_infinity=True)  # EOS is the blank
+        return {"bag": bag, "align": align}
+
+
+def fixed(renderer: Renderer, count: int) -> tuple[Tensor, list[str]]:
+    """The same `count` pictures each time."""
+    made = [renderer.sample(np.random.default_rng((1, i))) for i in range(count)]
+    return torch.stack([pixels(image, TINY) for image, _ in made]), [text for _, text in made]
+
+
+def right(model: Cppd, images: Tensor, words: Sequence[str]) -> float:
+    """Share of words that are read without a mistake."""
+    model.eval()
+    with torch.no_grad():
+        found = [word for part in images.split(100) for word in read(model(scaled(part)).argmax(2))]
+    return sum(one == other for one, other in zip(found, words, strict=True)) / len(words)
+
+
+def write(model: Cppd, file: Path) -> None:
+    """The weights as float32."""
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_sources(parser)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the model and of what a stopped run needs")
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--lengthen", type=int, default=80, help="steps after which words may be a character longer")
+    parser.add_argument("--every", type=int, default=250, help="steps between measurements")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    try:
+        train(*renderers(arguments), arguments)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
