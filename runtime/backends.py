@@ -143,7 +143,7 @@ def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda", *, operat
         built = record.graph(role)
         return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place, operators=operators)
 
-    buckets = ",".join(map(str, record.graph("decoder").buckets))
+    buckets = ",".join(map(str, record.settings.buckets))
     description = f"{flavour.name}, buckets {buckets}"
     return Engines(flavour.backend, variant, description, make, cuda, gpu.stream.close)
 

@@ -32,7 +32,10 @@ from seqrt.runtime.engines.record import (
     source_hash,
 )
 
-DEFAULT_BUCKETS: Final = (1, 8, 16, 32, 64)
+DEFAULT_BUCKETS: Final[Mapping[str, tuple[int, ...]]] = {  # by task: rows of a tree, or images
+    "generate": (1, 8, 16, 32, 64),
+    "ocr": (1, 8, 32),
+}
 _SHORT_PREFILL: Final = 128
 _STALE_SECONDS: Final = 600.0  # that nothing was written into a directory of a build before it may be removed
 LAYERS: Final = "layers.json"
@@ -73,8 +76,8 @@ def build(
     *,
     dtype: str | None = None,
     compute_capabilities: Sequence[str] = (),
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
-    prefill: int = STATIC_ROOM,
+    buckets: Sequence[int] | None = None,
+    prefill: int | None = None,
     workspace: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Built:
@@ -85,8 +88,9 @@ def build(
         backend: "trt" or "rtx".
         dtype: of the graphs, where the bundle holds several.
         compute_capabilities: such as "8.6"; none for those that TensorRT-RTX takes by itself. TensorRT takes the GPU's.
-        buckets: rows of a tree that the decoder takes at once; 1 is always among them.
-        prefill: rows of a prompt that it takes at once.
+        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; 1 is always among
+            them, those of DEFAULT_BUCKETS are if None.
+        prefill: rows of a prompt that the decoder takes at once; STATIC_ROOM if None.
         workspace: most bytes of scratch memory.
         progress: told what is being done.
 
@@ -95,15 +99,13 @@ def build(
         EngineError: TensorRT is missing or fails, the bundle holds no graphs for it, there is no GPU although it needs
             one, or memory does not suffice.
     """
+    buckets = DEFAULT_BUCKETS[bundle.manifest.task] if buckets is None else buckets
     if not all(1 <= rows <= MAX_ROWS for rows in buckets):
         raise RequestError(
             f"--buckets {','.join(map(str, buckets))} are out of range; give numbers from 1 to {MAX_ROWS}"
         )
     buckets = tuple(sorted({1, *buckets}))
-    if not buckets[-1] <= prefill <= STATIC_ROOM:
-        raise RequestError(
-            f"--prefill {prefill} is out of range; give {buckets[-1]} (the largest bucket) to {STATIC_ROOM}"
-        )
+    prefill = _prefill(bundle, buckets, prefill)
     if workspace is not None and workspace < 1 << 20:
         raise RequestError(f"--workspace is {workspace / (1 << 20):g} MB; give 1 or more")
     for text in compute_capabilities:
@@ -133,7 +135,7 @@ def build(
         graphs = []
         for info in infos:
             progress(f"building {info.role}")
-            profiles = decoder_profiles(buckets, prefill) if info.role == "decoder" else [RANGES]
+            profiles = _profiles(bundle, info.role, buckets, prefill)
             plan, made = maker.build(info.role, bundle.path / info.path, profiles, info.dtype != "fp32")
             with (stage / made.file).open("wb") as file:
                 file.write(plan)
@@ -142,6 +144,30 @@ def build(
         (stage / LAYERS).write_text(json.dumps(maker.layers), encoding="utf-8")
         (stage / FILE).write_text(record.to_json(), encoding="utf-8")
     return Built(folder, record, is_new=True, host_bytes=host, device_bytes=device)
+
+
+def _prefill(bundle: Bundle, buckets: Sequence[int], prefill: int | None) -> int:
+    """Rows of a prompt that are taken at once; none by a recogniser.
+
+    Raises:
+        RequestError: out of range, or of no use.
+    """
+    if bundle.manifest.recognizer is not None:
+        if prefill is not None:
+            raise RequestError(f"--prefill {prefill} is of no use to a recogniser, which has no prompt; leave it out")
+        return 0
+    prefill = STATIC_ROOM if prefill is None else prefill
+    if not buckets[-1] <= prefill <= STATIC_ROOM:
+        raise RequestError(
+            f"--prefill {prefill} is out of range; give {buckets[-1]} (the largest bucket) to {STATIC_ROOM}"
+        )
+    return prefill
+
+
+def _profiles(bundle: Bundle, role: str, buckets: Sequence[int], prefill: int) -> list[Profile]:
+    if bundle.manifest.recognizer is not None:
+        return [{"B": (images,) * 3} for images in buckets]
+    return decoder_profiles(buckets, prefill) if role == "decoder" else [RANGES]
 
 
 def decoder_profiles(buckets: Sequence[int], prefill: int) -> list[Profile]:
@@ -224,11 +250,14 @@ def _memory(bundle: Bundle, variant: str) -> tuple[int, int]:
     profile, _, dtype = variant.rpartition("-")
     file, model = bundle.manifest.files.get(weights_path(profile, dtype)), bundle.manifest.model
     weights, width = file.size if file else 0, 4 if dtype == "fp32" else 2
+    host = int(_HOST_FACTOR * weights + _HOST_BASE)
+    if model is None:
+        return host, int(_DEVICE_FACTOR * weights)
     tables = sum(len(head.graphs) for head in bundle.manifest.heads if head.kind == "hydra")  # each has the embedding
     tables *= model.vocab_size * model.hidden_size * width
     rows = 2 * model.num_layers * model.num_kv_heads * (bundle.manifest.capacity + STATIC_ROOM)
     caches = rows * model.head_dim * width
-    return int(_HOST_FACTOR * weights + _HOST_BASE), int(_DEVICE_FACTOR * (weights + tables)) + caches
+    return host, int(_DEVICE_FACTOR * (weights + tables)) + caches
 
 
 def _check_memory(host: int, device: int, cuda: Cuda | None) -> None:

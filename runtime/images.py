@@ -105,7 +105,7 @@ def annotated(image: "Image", text: str) -> "Image":
 
 
 def choose_size(image: "Image", sizes: tuple[Size, ...]) -> int:
-    """Which of the sizes an image is for: the first if it is as wide as high, the second if twice as wide, and so on."""
+    """Place of the size that an image is for: the first if it is as wide as high, the second if twice as wide ..."""
     return min(max(round(image.width / image.height), 1), len(sizes)) - 1
 
 

@@ -147,8 +147,9 @@ class Recognizer:
         Raises:
             RequestError: the batch is out of range.
         """
-        if not 1 <= batch <= MOST_BATCH:
-            raise RequestError(f"--batch is {batch}; give 1 to {MOST_BATCH}")
+        most = max(self.engines[self.info.roles[0]].buckets, default=MOST_BATCH)
+        if not 1 <= batch <= most:
+            raise RequestError(f"--batch is {batch}; give 1 to {most}")
         waiting: dict[int, list[_Ready]] = {}
         for ready in self._prepared(images, batch):
             if ready.error is not None:
@@ -190,7 +191,7 @@ class Recognizer:
         return _Ready(number, size, pixels)
 
     def _read(self, held: Sequence[_Ready], batch: int = 0) -> Iterator[tuple[int, Recognition]]:
-        """Reads images of one size; off the CPU, a batch that is not full is filled up, so that shapes stay the same."""
+        """Reads images of one size; off the CPU, a batch that is not full is filled up: shapes stay the same."""
         reader, size = self._readers[held[0].size], self.info.sizes[held[0].size]
         count = len(held) if self.backend == "cpu" else max(batch, len(held))
         if buckets := self.engines[self.info.roles[held[0].size]].buckets:

@@ -76,7 +76,7 @@ class Engine(Protocol):
 
     @property
     def buckets(self) -> Mapping[int, int]:
-        """Of a decoder for fixed numbers of rows: these, ascending, and how many of them get logits; else empty."""
+        """Of an engine for fixed numbers of rows, or images: these, ascending, and how many of them get an answer."""
 
     def run(self) -> None:
         """Runs the graph once, and waits for its outputs."""

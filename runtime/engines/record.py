@@ -26,8 +26,8 @@ class BuildSettings:
         backend: "trt" or "rtx".
         variant: graphs that were built, such as "rtx-fp16".
         compute_capabilities: such as "8.6"; none for those that TensorRT-RTX takes by itself.
-        buckets: rows of a tree that the decoder takes at once, ascending.
-        prefill: rows of a prompt.
+        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; ascending.
+        prefill: rows of a prompt; 0 of a recogniser.
         workspace: most bytes of scratch memory; None for TensorRT's own limit.
     """
 
@@ -64,8 +64,12 @@ class BuiltGraph:
 
     @property
     def buckets(self) -> Mapping[int, int]:
-        """Of a decoder, the rows that it takes at once, ascending, and how many get logits; empty for other graphs."""
-        return {each["T"][0]: each["R"][0] for each in self.profiles if set(each) == {"T", "R"}}
+        """Of a decoder, the rows that it takes at once, ascending, and how many get logits.
+
+        Of a recogniser, the images that it takes at once, all of which are read; empty for other graphs.
+        """
+        decoder = {each["T"][0]: each["R"][0] for each in self.profiles if set(each) == {"T", "R"}}
+        return decoder or {each["B"][0]: each["B"][0] for each in self.profiles if set(each) == {"B"}}
 
     @property
     def file(self) -> str:

@@ -26,10 +26,13 @@ _DRIFT: Final = 0.1  # of the machine's own pulse between two profiles
 Document = dict[str, Any]
 Answers = dict[tuple[str, int, int], Document]
 
-# Of an answer: an amount, and the seconds that it took.
-_AMOUNTS: Final[Mapping[str, Callable[[Document], tuple[float, float]]]] = {
-    "tokens_per_second": lambda answer: (answer["new_tokens"] - 1, answer["decode_seconds"]),
-    "ttft_ms": lambda answer: (1, answer["ttft_ms"] / 1e3),
+# By task, of an answer or of a pass over images: an amount, and the seconds that it took.
+_AMOUNTS: Final[Mapping[str, Mapping[str, Callable[[Document], tuple[float, float]]]]] = {
+    "generate": {
+        "tokens_per_second": lambda answer: (answer["new_tokens"] - 1, answer["decode_seconds"]),
+        "ttft_ms": lambda answer: (1, answer["ttft_ms"] / 1e3),
+    },
+    "ocr": {"images_per_second": lambda one: (one["images"], one["seconds"])},
 }
 
 
@@ -38,8 +41,8 @@ class Ratio:
     """A figure of two profiles.
 
     Attributes:
-        draft: whose.
-        metric: "tokens_per_second" of decoding, "ttft_ms", or a test such as "pp512".
+        draft: whose; a batch size, such as "batch 16", of profiles of images.
+        metric: "tokens_per_second" of decoding, "ttft_ms", a test such as "pp512", or "images_per_second".
         old, new: the figure itself.
         ratio: of speeds, new by old: below 1 is slower, whatever the figure.
         interval: of the ratio, 99.5 %; None of too few answers.
@@ -95,14 +98,14 @@ def read_profile(file: Path) -> Document:
 def differences(old: Document, new: Document) -> list[str]:
     """What makes two profiles incomparable: machine, settings, drafters that are gone, runs that did not end."""
     before, after = _identity(old), _identity(new)
-    gone = {row["draft"] for row in old["rows"]} - {row["draft"] for row in new["rows"]}
+    gone = {_name(row) for row in old["rows"]} - {_name(row) for row in new["rows"]}
     return [
         *(
             f"{name} is {before[name]!r:.60} and {after[name]!r:.60}"
             for name in before
             if name in after and before[name] != after[name]
         ),
-        *(f"--draft {draft} is in the first only" for draft in sorted(gone)),
+        *(f"{'--draft ' if old['task'] == 'generate' else ''}{draft} is in the first only" for draft in sorted(gone)),
         *(
             f"the {which} is of an interrupted run"
             for which, one in (("first", old), ("second", new))
@@ -124,7 +127,8 @@ def remarks(old: Document, new: Document) -> list[str]:
         pairs = [(answer, second[key]) for key, answer in first.items() if key in second]
         other = sum(one["text"] != two["text"] for one, two in pairs)
         if other:
-            lines.append(f"{draft}: {other} of {len(pairs)} answers are not the same")
+            what = "answers" if old["task"] == "generate" else "passes"
+            lines.append(f"{draft}: {other} of {len(pairs)} {what} are not the same")
     lines += [
         f"the machine itself had {ratio:.2f} times {what} in the second run: what differs may be its doing"
         for what, ratio in drift(old, new).items()
@@ -150,7 +154,7 @@ def compare(old: Document, new: Document) -> Iterator[Ratio]:
 
 def _figures(old: Document, new: Document) -> Iterator[Ratio]:
     for draft, first, second in _common(old, new):
-        yield from _of_answers(draft, first, second)
+        yield from _of_answers(draft, first, second, _AMOUNTS[old["task"]])
     tests = {test["test"]: test for test in new["tests"]}
     for test in old["tests"]:
         if test["test"] in tests:
@@ -158,20 +162,31 @@ def _figures(old: Document, new: Document) -> Iterator[Ratio]:
 
 
 def _common(old: Document, new: Document) -> list[tuple[str, Answers, Answers]]:
-    """Drafters of both, with their answers by prompt, turn and repeat."""
-    before, after = (
-        {
-            row["draft"]: {(one["prompt"], one["turn"], one["repeat"]): one for one in row["answers"]}
-            for row in side["rows"]
-        }
-        for side in (old, new)
-    )
+    """Drafters or batch sizes of both, with their answers by prompt, turn and repeat."""
+    before, after = ({_name(row): _timed(row) for row in side["rows"]} for side in (old, new))
     return [(draft, before[draft], after[draft]) for draft in before if draft in after]
 
 
-def _of_answers(draft: str, before: Answers, after: Answers) -> Iterator[Ratio]:
+def _name(row: Document) -> str:
+    """Of a drafter, or of a batch size."""
+    return str(row["draft"]) if "draft" in row else f"batch {row['batch']}"
+
+
+def _timed(row: Document) -> Answers:
+    """Its answers, or its passes over images."""
+    if "passes" in row:
+        return {("", 0, one["repeat"]): one for one in row["passes"]}
+    return {(one["prompt"], one["turn"], one["repeat"]): one for one in row["answers"]}
+
+
+def _of_answers(
+    draft: str,
+    before: Answers,
+    after: Answers,
+    amounts: Mapping[str, Callable[[Document], tuple[float, float]]],
+) -> Iterator[Ratio]:
     keys = [key for key in before if key in after]
-    for metric, amount in _AMOUNTS.items():
+    for metric, amount in amounts.items():
         totals = [Totals.of((str(key), *amount(side[key])) for key in keys) for side in (after, before)]
         if all(one.rate for one in totals):
             second, first = (1e3 / one.rate if metric == "ttft_ms" else one.rate for one in totals)

@@ -53,12 +53,16 @@ def shares(timelines: Sequence[Timeline], of_steps: Sequence[str], of_requests: 
 
     Args:
         timelines: of all requests.
-        of_steps: stages that each step of a loop has; their percentiles are over steps.
+        of_steps: stages that each step of a loop has; their percentiles, and the host's, are over steps. Without any,
+            the host's are over requests.
         of_requests: stages that each request has once; their percentiles are over requests.
     """
     per_step = {name: joined(timeline.of_steps(name) for timeline in timelines) for name in of_steps}
-    steps = joined(timeline.of_steps() for timeline in timelines)
-    host = steps - joined(timeline.engines_of_steps() for timeline in timelines)
+    if of_steps:
+        steps = joined(timeline.of_steps() for timeline in timelines)
+        host = steps - joined(timeline.engines_of_steps() for timeline in timelines)
+    else:
+        host = np.array([timeline.seconds - timeline.engine_seconds for timeline in timelines])
     per_request = {name: [timeline.totals.get(name, 0.0) for timeline in timelines] for name in of_requests}
     stages: dict[str, float] = {}
     for timeline in timelines:

@@ -17,6 +17,10 @@ from seqrt.runtime.bundle import STATIC_ROOM, open_bundle
 _MB: Final = 1 << 20
 
 
+def _listed(task: str) -> str:
+    return ",".join(map(str, DEFAULT_BUCKETS[task]))
+
+
 class Flavour(str, Enum):
     """TensorRT's flavours."""
 
@@ -41,9 +45,17 @@ def build(
         ),
     ] = None,
     buckets: Annotated[
-        str, typer.Option(metavar="LIST", help="Rows of a tree that a step computes at once; 1 is always among them.")
-    ] = ",".join(map(str, DEFAULT_BUCKETS)),
-    prefill: Annotated[int, typer.Option(help="Rows of a prompt that a step computes at once.")] = STATIC_ROOM,
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Rows of a tree that a step computes at once, or images that are read at once; 1 is always among them."
+            f" {_listed('generate')}, or {_listed('ocr')}, if none are given.",
+        ),
+    ] = None,
+    prefill: Annotated[
+        int | None,
+        typer.Option(help=f"Rows of a prompt that a step computes at once; {STATIC_ROOM} if not given."),
+    ] = None,
     workspace: Annotated[
         int | None, typer.Option(help="Most scratch memory, in MB; TensorRT's own limit if not given.")
     ] = None,
@@ -62,7 +74,7 @@ def build(
             backend.value,
             dtype=dtype,
             compute_capabilities=() if cc is None else [part.strip() for part in cc.split(",")],
-            buckets=_numbers(buckets),
+            buckets=None if buckets is None else _numbers(buckets),
             prefill=prefill,
             workspace=None if workspace is None else workspace * _MB,
             progress=progress,

@@ -42,7 +42,7 @@ def ocr(
     A line an image: confidence, text, file. What cannot be read is said, the others come out all the same, and the
     exit code is 1.
     """
-    files = list(_files(images))
+    files = image_files(images)
     if annotate is not None:
         _check_folder(annotate)
     recognizer = open_recognizer(bundle, backend, threads)
@@ -61,20 +61,21 @@ def ocr(
         raise typer.Exit(FAILURE)
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def image_files(paths: Sequence[Path]) -> list[Path]:
     """The files named, and the images in the folders named.
 
     Raises:
         RequestError: a folder has none.
     """
+    found: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
         if not inside:
             raise RequestError(f"{path} has no image in it; give a folder with PNG, JPEG or the like")
-        yield from inside
+        found += inside
+    return found
 
 
 def _in_order(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -21,9 +21,11 @@ from seqrt.cli.common import (
 )
 from seqrt.cli.console import emit, note, progress
 from seqrt.cli.doctor_jetson import power_mode
+from seqrt.cli.profile_words import profile_words
 from seqrt.cli.report.tables import FORMATS, print_profile, warnings
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError, SeqrtError
+from seqrt.runtime.bundle import open_bundle
 from seqrt.runtime.options import Options
 from seqrt.runtime.prompts import prompts_sha256
 
@@ -60,19 +62,34 @@ def profile(
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline for ui.perfetto.dev, operators included.", show_default=False)
     ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Of a recogniser: files or folders of images; repeat for several.", show_default=False),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Of a recogniser: images read at once; 1,16 if not given."),
+    ] = None,
     backend: Backend = "cpu",
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure drafters beside plain decoding.
+    """Measure drafters beside plain decoding, or a recogniser by batch size.
 
-    They take turns, prompt by prompt. Without --prompts, a dozen of our own are played. Ctrl-C ends it early, and
-    prints what was measured by then. docs/profiling.md defines every number; `seqrt compare` compares two profiles.
+    They take turns, prompt by prompt. Without --prompts, a dozen of our own are played; without --images, a dozen
+    words are read. Ctrl-C ends it early, and prints what was measured by then. docs/profiling.md defines every number;
+    `seqrt compare` compares two profiles.
     """
     from seqrt.runtime.profiling.operators import by_module
     from seqrt.runtime.profiling.run import profile as run
 
     _check(repeat, warmup, pp, tg, as_format)
+    if open_bundle(bundle).manifest.recognizer is not None:
+        others = {"prompts": prompts, "draft": draft, "pp": pp, "tg": tg, "html": html, "trace": trace}
+        _refuse(others, "a recogniser")
+        profile_words(bundle, images, batch, repeat, warmup, as_format, backend, threads, as_json=as_json)
+        return
+    _refuse({"images": images, "batch": batch}, "a language model")
     check_output("--trace", trace)
     check_drawing("--html", html, _PAGE)
     asked = prompts_of(prompts)
@@ -100,6 +117,13 @@ def profile(
     _write_files(document, rows, traced, trace, html)
     if stopped_by is not None:
         raise stopped_by
+
+
+def _refuse(options: Mapping[str, object], kind: str) -> None:
+    """Raises RequestError if one of the options was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise RequestError(f"--{name} is of no use to {kind}; leave it out")
 
 
 def _print(document: dict[str, Any], as_format: str | None) -> None:

@@ -116,7 +116,10 @@ def shown_depths(row: Row) -> int:
 def warnings(document: Row) -> list[str]:
     """Why not to trust it."""
     found = [f"warning: {warning}" for warning in document["stability"]["warnings"]]
-    if not document["complete"]:
+    if not document["complete"] and document["task"] == "ocr":
+        read, whole = len(document["rows"][0]["passes"]), document["settings"]["repeat"]
+        found.append(f"warning: it was ended early; figures cover {read} of {whole} rounds")
+    elif not document["complete"]:
         played = len({(answer["prompt"], answer["repeat"]) for answer in document["rows"][0]["answers"]})
         whole = document["settings"]["prompts"] * document["settings"]["repeat"]
         found.append(f"warning: it was ended early; figures cover {played} of {whole} conversations")
@@ -172,7 +175,16 @@ def _print_csv(document: Row) -> None:
     """One line a drafter, then one a test; columns are the keys of the document, nested ones with a dot."""
     lines = [{"test": "prompts", **_flat(row)} for row in document["rows"]]
     lines += [{"draft": "none", **test} for test in document["tests"]]
-    columns = dict.fromkeys(["draft", "test", *(key for line in lines for key in line)])
+    _write_csv(lines, "draft", "test")
+
+
+def print_csv(rows: Sequence[Row]) -> None:
+    """One line a row; columns are its keys, nested ones with a dot."""
+    _write_csv([_flat(row) for row in rows])
+
+
+def _write_csv(lines: Sequence[Row], *first: str) -> None:
+    columns = dict.fromkeys([*first, *(key for line in lines for key in line)])
     writer = csv.DictWriter(sys.stdout, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
