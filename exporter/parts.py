@@ -142,9 +142,9 @@ def graph_info(role: str, variant: Variant, graph: ir.Graph) -> GraphInfo:
     )
 
 
-def random_input(*shape: int) -> Tensor:
-    """The same numbers for the same shape."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def random_input(*shape: int, seed: int = 0) -> Tensor:
+    """The same numbers for the same shape and seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _turned(read: Callable[[str], npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.generic]:

@@ -145,10 +145,11 @@ def _autoregressive(model: Nrtr, size: Size) -> list[Part]:
     """What runs once an image, and what runs once a character."""
     config, layers = model.config, range(model.config.num_layers)
     kept = [f"{part}.{i}" for i in layers for part in ("key", "value")]
-    past = random_input(_BATCH, config.num_heads, config.num_steps, HEAD_DIM)
-    cross = random_input(_BATCH, config.num_heads, config.encoder.num_tokens, HEAD_DIM)
     inputs = {"token_ids": torch.tensor([config.begin, 1]), "position": torch.tensor([3, 3])}
-    inputs |= {f"past_{name}": past for name in kept} | {f"cross_{name}": cross for name in kept}
+    # All different: else the check could not tell one from another.
+    for rows, begin in ((config.num_steps, "past_"), (config.encoder.num_tokens, "cross_")):
+        for seed, name in enumerate(kept):
+            inputs[begin + name] = random_input(_BATCH, config.num_heads, rows, HEAD_DIM, seed=seed)
     encoder = [f"cross_{name}" for name in kept]
     step = ["probabilities", *(f"present_{name}" for name in kept)]
     return [

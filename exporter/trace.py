@@ -46,7 +46,7 @@ def trace(
         try:
             program = torch.onnx.export(
                 module.eval(),
-                tuple(arguments.values()),
+                tuple(value.clone() for value in arguments.values()),  # one tensor given twice would be one input
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table=TRANSLATIONS,

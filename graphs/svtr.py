@@ -256,7 +256,7 @@ class Svtr(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Starting values as SVTR is trained from: projections N(0, 0.02) within two deviations, Kaiming for convolutions."""
+    """Starting values as SVTR is trained from: projections N(0, 0.02) within two deviations, Kaiming for others."""
     for part in module.modules():
         if isinstance(part, Linear):
             nn.init.trunc_normal_(part.weight, std=SPREAD)

@@ -8,6 +8,8 @@ Values are x / 127.5 - 1. Pillow reads and resizes; it is imported here and nowh
 """
 
 import math
+import warnings
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,19 +48,22 @@ def read_image(source: "Source") -> "Image":
         EngineError: Pillow is not installed.
     """
     pil = _pillow()
-    where, opened = _opened(pil, source)
-    width, height = opened.size
-    if not width or not height:
-        raise RequestError(f"{where} has {width} x {height} pixels; give an image with something on it")
-    if width * height > MOST_PIXELS:
-        raise RequestError(f"{where} has {width} x {height} pixels, more than {MOST_PIXELS}; crop the word first")
-    if max(width, height) > MOST_RATIO * min(width, height):
-        raise RequestError(f"{where} has {width} x {height} pixels, which is not the shape of a word; crop words first")
-    try:
-        opened.load()
-        return _in_rgb(pil, pil.ImageOps.exif_transpose(opened))
-    except Exception as error:  # whatever a decoder raises
-        raise RequestError(f"{where} is damaged or cut short: {first_line(error)}; give a whole file") from error
+    with ExitStack() as stack:
+        where, opened = _opened(pil, source, stack)
+        width, height = opened.size
+        if not width or not height:
+            raise RequestError(f"{where} has {width} x {height} pixels; give an image with something on it")
+        if width * height > MOST_PIXELS:
+            raise RequestError(f"{where} has {width} x {height} pixels, more than {MOST_PIXELS}; crop the word first")
+        if max(width, height) > MOST_RATIO * min(width, height):
+            raise RequestError(
+                f"{where} has {width} x {height} pixels, which is not the shape of a word; crop words first"
+            )
+        try:
+            opened.load()
+            return _in_rgb(pil, pil.ImageOps.exif_transpose(opened))
+        except Exception as error:  # whatever a decoder raises
+            raise RequestError(f"{where} is damaged or cut short: {first_line(error)}; give a whole file") from error
 
 
 def prepare(image: "Image", recipe: str, size: Size, out: Floats) -> None:
@@ -109,8 +114,8 @@ def choose_size(image: "Image", sizes: tuple[Size, ...]) -> int:
     return min(max(round(image.width / image.height), 1), len(sizes)) - 1
 
 
-def _opened(pil: Any, source: "Source") -> "tuple[str, Image]":
-    """What messages call it, and the image with its header read."""
+def _opened(pil: Any, source: "Source", stack: ExitStack) -> "tuple[str, Image]":
+    """What messages call it, and the image with its header read; `stack` closes its file."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.shape[2:] not in ((), (3,)) or source.ndim not in (2, 3):
             raise RequestError(
@@ -124,15 +129,18 @@ def _opened(pil: Any, source: "Source") -> "tuple[str, Image]":
     if isinstance(source, (str, Path, bytes)):
         where = "the image" if isinstance(source, bytes) else str(source)
         try:
-            return where, pil.Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+            file = BytesIO(source) if isinstance(source, bytes) else stack.enter_context(Path(source).open("rb"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # large images are refused later
+                return where, pil.Image.open(file)
         except pil.UnidentifiedImageError as error:
             raise RequestError(f"{where} is no image that Pillow knows; give a PNG, JPEG, WebP or the like") from error
         except pil.Image.DecompressionBombError as error:
             raise RequestError(f"{where} has more than {MOST_PIXELS} pixels; crop the word first") from error
-        except OSError as error:
-            raise RequestError(f"{where} cannot be read: {error.strerror or first_line(error)}") from error
-        except Exception as error:  # a damaged header
-            raise RequestError(f"{where} is damaged: {first_line(error)}; give a whole file") from error
+        except Exception as error:  # of the system, or whatever a decoder raises of a damaged header
+            if isinstance(error, OSError) and error.errno is not None:
+                raise RequestError(f"{where} cannot be read: {error.strerror}; give a readable file") from error
+            raise RequestError(f"{where} is damaged or cut short: {first_line(error)}; give a whole file") from error
     return "the image", source
 
 

@@ -1,9 +1,12 @@
-"""For all tests: numerical accidents are errors, and hypothesis has one profile."""
+"""For all tests: numerical accidents are errors, hypothesis has one profile, and there are two tiny recognisers."""
 
+import json
 import os
+from pathlib import Path
 
 import hypothesis
 import numpy as np
+import pytest
 
 # Underflow is how probabilities of impossible tokens become zero.
 np.seterr(divide="raise", invalid="raise", over="raise")
@@ -11,3 +14,74 @@ np.seterr(divide="raise", invalid="raise", over="raise")
 # No deadline: a busy machine is no fault of the code. In CI the same examples come every time.
 hypothesis.settings.register_profile("seqrt", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("seqrt")
+
+
+def write_recognizer(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A tiny recogniser with random weights, in seqrt's own layout, that says something else of each image."""
+    import torch
+    from safetensors.torch import save_file
+
+    from seqrt.graphs.cppd import Cppd, CppdConfig
+    from seqrt.graphs.nrtr import Nrtr, NrtrConfig
+    from seqrt.graphs.svtr import SvtrConfig
+
+    torch.manual_seed(seed)
+    encoder = SvtrConfig(
+        height=32, width=64, dims=(32, 64, 96), mixers=(("conv",), ("conv", "global"), ("global",)), row_strides=(2, 2)
+    )
+    model = (
+        Cppd(CppdConfig(encoder=encoder, num_classes=37, num_layers=2))
+        if kind == "cppd"
+        else Nrtr(NrtrConfig(encoder=encoder, num_classes=37, num_layers=2))
+    )
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1 and "embedding" not in name and "positions" not in name:
+                value.mul_(4)  # at rest, a recogniser says the same of every image
+        model.decoder.classes.weight[:, 0] += 0.6  # words end
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    settings = {"kind": kind, "height": 32, "width": 64, "recipe": "tv_rgb_bicubic"}
+    (folder / "config.json").write_text(json.dumps({"recognizer": settings}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recognizer_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CPPD in seqrt's own layout."""
+    return write_recognizer(tmp_path_factory.mktemp("recognizers") / "reader", "cppd")
+
+
+@pytest.fixture(scope="session")
+def recognizer_bundle(recognizer_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, exported."""
+    from seqrt.exporter.recognizer import export_recognizer
+
+    return export_recognizer(recognizer_source, tmp_path_factory.mktemp("bundles") / "reader").bundle
+
+
+@pytest.fixture(scope="session")
+def speller_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoregressive recogniser in seqrt's own layout."""
+    return write_recognizer(tmp_path_factory.mktemp("recognizers") / "speller", "nrtr")
+
+
+@pytest.fixture(scope="session")
+def speller_bundle(speller_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, exported."""
+    from seqrt.exporter.recognizer import export_recognizer
+
+    return export_recognizer(speller_source, tmp_path_factory.mktemp("bundles") / "speller").bundle
+
+
+@pytest.fixture(scope="session")
+def word_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Nine pictures of different sizes."""
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("words"), np.random.default_rng(0)
+    files = [folder / f"{i}.png" for i in range(9)]
+    for i, file in enumerate(files):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 8, 3), np.uint8))
+        coarse.resize((40 + 20 * i, 20 + 5 * i), Image.Resampling.BICUBIC).save(file)
+    return files

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tools.ocr.fonts import split_fonts, split_words
+from tools.ocr.model import CHARACTERS
 from tools.ocr.render import Floats, Renderer
+from torch import Tensor
 
 from seqrt.graphs.cppd import EOS, IGNORED, MAX_LENGTH, CppdConfig
 
 _STAGES = 12
-CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def handwritten(file: Path) -> tuple[list[list[Floats]], list[list[Floats]]]:
     with gzip.open(file, "rt") as lines:
         for i, row in enumerate(csv.reader(lines)):
             values = np.array(row, np.float32)
-            (held_out if i % 5 == 0 else train)[int(values[-1])].append(values[:-1].reshape(8, 8) / 16)
+            (held_out if i % 5 == 0 else train)[int(values[-1])].append(values[:-1].reshape(8, 8) / np.float32(16))
     return train, held_out
 
 
@@ -91,6 +91,12 @@ class Batches(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):
     def loader(self) -> Any:
         """The same, drawn by a process of its own."""
         return torch.utils.data.DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=4)
+
+
+def fixed(renderer: Renderer, count: int, config: CppdConfig) -> tuple[Tensor, list[str]]:
+    """The same `count` pictures each time, and their words."""
+    made = [renderer.sample(np.random.default_rng((1, i))) for i in range(count)]
+    return torch.stack([pixels(image, config) for image, _ in made]), [text for _, text in made]
 
 
 def pixels(image: Image.Image, config: CppdConfig) -> Tensor:

@@ -171,9 +171,9 @@ def _tilted(mask: Image.Image, rng: np.random.Generator) -> Image.Image:
     matrix = np.array([[cosine, -sine + slant], [sine, cosine]])
     seen = corners @ matrix.T + rng.uniform(-0.12, 0.12, (4, 2)) * (min(width, 2 * height), height)
     low, high = seen.min(0), seen.max(0)
-    size = tuple(int(side) + 2 for side in high - low)
+    wide, tall = (int(side) + 2 for side in high - low)
     coefficients = _perspective(seen - low + 1, corners + (width / 2, height / 2))
-    return mask.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
+    return mask.transform((wide, tall), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
 
 
 def _perspective(target: npt.NDArray[np.float64], source: npt.NDArray[np.float64]) -> tuple[float, ...]:
@@ -196,7 +196,7 @@ def photographed(mask: Image.Image, backgrounds: Sequence[Bytes], rng: np.random
     picture = back * (1 - ink) + colour * ink
     if rng.random() < 0.3:
         ends = rng.uniform(0.55, 1.3, 2)
-        picture = picture * np.linspace(*ends, width, dtype=np.float32)[None, :, None]
+        picture = picture * np.linspace(ends[0], ends[1], width)[None, :, None]
     image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
     image = _blurred(image, rng)
     if rng.random() < 0.4:
@@ -218,8 +218,9 @@ def _background(height: int, width: int, photos: Sequence[Bytes], rng: np.random
         top, left = (int(rng.integers(0, side + 1)) for side in (photo.shape[0] - tall, photo.shape[1] - wide))
         patch = Image.fromarray(photo[top : top + tall, left : left + wide])
         pixels = np.asarray(patch.resize((width, height), Image.Resampling.BILINEAR), np.float32)
-        flat = rng.uniform(0, 1)  # towards its mean: less of a texture
-        return pixels * (1 - flat) + pixels.mean((0, 1)) * flat
+        flat = np.float32(rng.uniform(0, 1))  # towards its mean: less of a texture
+        mixed: Floats = pixels * (1 - flat) + pixels.mean((0, 1)) * flat
+        return mixed
     one, other = (rng.uniform(0, 255, 3).astype(np.float32) for _ in range(2))
     if kind < 0.7:
         return np.broadcast_to(one, (height, width, 3)).copy()
@@ -243,9 +244,10 @@ def _colour_against(back: Floats, rng: np.random.Generator) -> Floats:
 def _shadowed(back: Floats, ink: Floats, rng: np.random.Generator) -> Floats:
     """The background with a shadow, or an outline of light, of the text on it."""
     down, right = (int(step) for step in rng.integers(-2, 4, 2))
-    shade = np.roll(ink, (down, right), (0, 1)) * rng.uniform(0.3, 0.9)
-    tone = rng.choice([0.0, 0.0, 255.0])
-    return back * (1 - shade) + np.float32(tone) * shade
+    shade = np.roll(ink, (down, right), (0, 1)) * np.float32(rng.uniform(0.3, 0.9))
+    tone = np.float32(rng.choice([0.0, 0.0, 255.0]))
+    shadowed: Floats = back * (1 - shade) + tone * shade
+    return shadowed
 
 
 def _blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -15,32 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from tools.ocr.data import Batches, add_sources, fixed, read, renderers, scaled
+from tools.ocr.model import TINY, save
+from tools.ocr.render import Renderer
+from tools.train.optimise import Optimisation
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tools.ocr.data import CHARACTERS, Batches, add_sources, pixels, read, renderers, scaled
-from tools.ocr.render import Renderer
-from tools.train.optimise import Optimisation
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-import numpy as np
 from seqrt.graphs.cppd import Cppd, CppdConfig
-from seqrt.graphs.svtr import SvtrConfig
 
-TINY = CppdConfig(
-    encoder=SvtrConfig(
-        height=32,
-        width=100,
-        dims=(64, 128, 192),
-        mixers=(("conv",) * 2, ("conv",) * 4, ("global",) * 2),
-        row_strides=(2, 2),
-    ),
-    num_classes=len(CHARACTERS) + 1,
-    num_layers=1,
-)
 _DECAY = 0.995  # of the mean of the weights
 _CLIP = 5.0
+_SHOWN = 20  # steps between the losses that are shown
 _HELD_OUT = 1000
 
 
@@ -48,13 +36,15 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
     """Trains, and writes the model every `--every` steps and at the end."""
     torch.manual_seed(arguments.seed)
     model, hints = Cppd(TINY), Hints(TINY)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))  # type: ignore[no-untyped-call]
+    mean: Cppd = average.module  # type: ignore[assignment]
     both = torch.nn.ModuleDict({"model": model, "average": average, "hints": hints})
     for parameter in average.parameters():
         parameter.requires_grad_(False)
-    made_with = f"batch {arguments.batch}, learning rate {arguments.learning_rate}, seed {arguments.seed}, lengthen {arguments.lengthen}"
+    chosen = ("batch", "learning_rate", "seed", "lengthen")
+    made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in chosen)
     run = Optimisation(both, arguments.steps, arguments.learning_rate, 0.015, arguments.work / "state.pt", made_with)
-    images, words = fixed(held_out, _HELD_OUT)
+    images, words = fixed(held_out, _HELD_OUT, TINY)
     batches = iter(Batches(renderer, TINY, arguments.batch, arguments.seed, run.step, arguments.lengthen).loader())
     with tqdm(total=arguments.steps, initial=run.step, desc="train", unit="step", mininterval=5) as bar:
         while run.step < arguments.steps:
@@ -63,25 +53,18 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
             with torch.autocast("cpu", torch.bfloat16):
                 visual = model.encoder(scaled(image))
                 losses = model.loss(visual, label) | hints(visual, label)
-            torch.stack(list(losses.values())).sum().backward()
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             run.update()
             average.update_parameters(model)
             bar.update()
-            if run.step % 50 == 0:
-                tqdm.write(
-                    f"step {run.step} " + str({name: f"{float(loss.detach()):.3f}" for name, loss in losses.items()}),
-                    file=sys.stderr,
-                )
+            if run.step % _SHOWN == 0:
+                bar.set_postfix({name: f"{float(loss.detach()):.3f}" for name, loss in losses.items()})
             if run.step % arguments.every == 0 or run.step == arguments.steps:
                 run.save()
-                accuracy = right(average.module, images, words)
-                tqdm.write(
-                    f"step {run.step}: {accuracy:.1%} of held-out words read; "
-                    + str({k: round(float(v.detach()), 3) for k, v in losses.items()}),
-                    file=sys.stderr,
-                )
-                write(average.module, arguments.work / "model.safetensors")
+                save(mean, arguments.work, "cppd")
+                told = f"step {run.step}: {right(mean, images, words):.1%} of held-out words read"
+                tqdm.write(told, file=sys.stderr)
 
 
 class Hints(torch.nn.Module):
@@ -111,23 +94,12 @@ class Hints(torch.nn.Module):
         return {"bag": bag, "align": align}
 
 
-def fixed(renderer: Renderer, count: int) -> tuple[Tensor, list[str]]:
-    """The same `count` pictures each time."""
-    made = [renderer.sample(np.random.default_rng((1, i))) for i in range(count)]
-    return torch.stack([pixels(image, TINY) for image, _ in made]), [text for _, text in made]
-
-
 def right(model: Cppd, images: Tensor, words: Sequence[str]) -> float:
     """Share of words that are read without a mistake."""
     model.eval()
     with torch.no_grad():
-        found = [word for part in images.split(100) for word in read(model(scaled(part)).argmax(2))]
+        found = [word for part in torch.split(images, 100) for word in read(model(scaled(part)).argmax(2))]
     return sum(one == other for one, other in zip(found, words, strict=True)) / len(words)
-
-
-def write(model: Cppd, file: Path) -> None:
-    """The weights as float32."""
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -68,6 +68,12 @@ def power_mode(root: Path) -> Condition | None:
     return Condition("power mode", "ok", f"{names.get(mode, 'without a name')} ({mode})", advice)
 
 
+def power_mode_here() -> str | None:
+    """This machine's, in short; None where there are none."""
+    mode = power_mode(Path("/"))
+    return None if mode is None else mode.detail
+
+
 def clocks(root: Path) -> Condition | None:
     """Whether the clocks of CPU and, on Jetson, GPU change with the load."""
     governor = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

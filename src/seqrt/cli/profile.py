@@ -20,7 +20,7 @@ from seqrt.cli.common import (
     command,
 )
 from seqrt.cli.console import emit, note, progress
-from seqrt.cli.doctor_jetson import power_mode
+from seqrt.cli.doctor_jetson import power_mode_here
 from seqrt.cli.profile_words import profile_words
 from seqrt.cli.report.tables import FORMATS, print_profile, warnings
 from seqrt.cli.session import drafted, open_model, prompts_of
@@ -106,8 +106,7 @@ def profile(
             note("nothing was measured yet")
             raise
     document, rows, stopped_by = made.document, made.measured.rows, made.measured.stopped_by
-    mode = power_mode(Path("/"))
-    document["environment"]["power_mode"] = None if mode is None else mode.detail
+    document["environment"]["power_mode"] = power_mode_here()
     traced: list[Traced] = []
     if (trace or html) and stopped_by is None:
         model.close()  # before another takes as much memory

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from seqrt.cli.console import emit, note, print_table, progress
+from seqrt.cli.doctor_jetson import power_mode_here
 from seqrt.cli.ocr import image_files
 from seqrt.cli.report.tables import FORMATS, Table, markdown, print_csv, warnings
 from seqrt.cli.session import open_recognizer
@@ -48,7 +49,7 @@ def profile_words(
         "images_sha256": [sha256(file) for file in files],
         "batches": batches,
         "repeat": repeat,
-        "warm_up": warmup,
+        "warm_up": f"{warmup} passes with each batch, not counted" if warmup else "none",
     }
     with progress("profiling", len(batches) * repeat) as advance:
         document, stopped_by = profile(
@@ -61,6 +62,7 @@ def profile_words(
             settings=settings,
             advance=advance,
         )
+    document["environment"]["power_mode"] = power_mode_here()
     if as_json:
         emit(document)
     elif as_format == FORMATS[2]:

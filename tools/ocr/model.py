@@ -1,0 +1,46 @@
+"""The tiny recogniser, and how recognisers are saved: as `seqrt export` reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from seqrt.graphs.cppd import Cppd, CppdConfig
+from seqrt.graphs.nrtr import Nrtr
+from seqrt.graphs.svtr import SvtrConfig
+
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+RECIPE = "tv_rgb_bicubic"
+TINY = CppdConfig(
+    encoder=SvtrConfig(
+        height=32,
+        width=100,
+        dims=(64, 128, 192),
+        mixers=(("conv",) * 2, ("conv",) * 4, ("global",) * 2),
+        row_strides=(2, 2),
+    ),
+    num_classes=len(CHARACTERS) + 1,
+    num_layers=1,
+)
+
+
+def save(model: Cppd | Nrtr, folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> None:
+    """Writes config.json and model.safetensors, weights as `dtype`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    encoder = model.config.encoder
+    settings = {
+        "kind": kind,
+        "height": encoder.height,
+        "width": encoder.width,
+        "recipe": RECIPE,
+        "characters": CHARACTERS,
+    }
+    (folder / "config.json").write_text(json.dumps({"recognizer": settings}, indent=2) + "\n", encoding="utf-8")
