@@ -95,7 +95,7 @@ def export_recognizer(
 def _info(checkpoint: RecognizerCheckpoint, size: Size | None, recipe: str | None) -> RecognizerInfo:
     encoder = checkpoint.config.encoder
     own = (encoder.height, encoder.width)
-    sizes = (size or own,) if encoder.has_positions or size is not None else _BUCKETS
+    sizes = (own,) if encoder.has_positions or size is not None else _BUCKETS
     recipe = recipe or checkpoint.settings.get("recipe") or _usual_recipe(own, checkpoint.config.num_classes)
     return RecognizerInfo(kind=checkpoint.kind, recipe=recipe, sizes=sizes, num_classes=checkpoint.config.num_classes)
 

@@ -12,7 +12,7 @@ import warnings
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +129,9 @@ def _opened(pil: Any, source: "Source", stack: ExitStack) -> "tuple[str, Image]"
     if isinstance(source, (str, Path, bytes)):
         where = "the image" if isinstance(source, bytes) else str(source)
         try:
-            file = BytesIO(source) if isinstance(source, bytes) else stack.enter_context(Path(source).open("rb"))
+            file: IO[bytes] = stack.enter_context(
+                BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")  # noqa: SIM115
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # large images are refused later
                 return where, pil.Image.open(file)

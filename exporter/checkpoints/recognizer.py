@@ -213,7 +213,7 @@ def _encoder(state: State, size: Size | None) -> SvtrConfig:
         blocks = range(_count(state, prefix))
         mixers.append(tuple("global" if f"{prefix}.{i}.mixer.qkv.weight" in state else "conv" for i in blocks))
     positions, visual = state.get("encoder.positions"), state.get("decoder.positions")
-    row_strides, height, width = (1, 2), _HEIGHT, 4 * _HEIGHT  # of SVTRv2, which takes images of any size
+    row_strides, (height, width) = (1, 2), size or (_HEIGHT, 4 * _HEIGHT)  # of SVTRv2: images of any size
     if positions is not None:
         before = positions.shape[1]
         height, width = size or _SIZES.get(before, (_HEIGHT, before * PATCH * PATCH // _HEIGHT))

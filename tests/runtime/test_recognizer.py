@@ -185,7 +185,7 @@ def test_characters_must_be_as_many_as_classes(recognizer_bundle: Path, tmp_path
     manifest = json.loads((copy / "seqrt.json").read_text())
     manifest["recognizer"]["num_classes"] = 38
     (copy / "seqrt.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="characters.txt has 36 characters, the recogniser knows 37; export again"):
+    with pytest.raises(BundleError, match=r"characters\.txt has 36 characters, the recogniser knows 37; export again"):
         load(copy)
 
 

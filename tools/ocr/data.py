@@ -19,6 +19,7 @@ from tools.ocr.render import Floats, Renderer
 from torch import Tensor
 
 from seqrt.graphs.cppd import EOS, IGNORED, MAX_LENGTH, CppdConfig
+from seqrt.runtime.images import read_image
 
 _STAGES = 12
 
@@ -39,7 +40,7 @@ def renderers(arguments: argparse.Namespace) -> tuple[Renderer, Renderer]:
     """
     fonts, words = split_fonts(arguments.fonts), split_words(arguments.words)
     files = sorted(file for folder in arguments.backgrounds for file in folder.iterdir() if file.is_file())
-    photos = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    photos = [np.asarray(read_image(file)) for file in files]
     if not photos:
         raise ValueError("no photo in --backgrounds")
     digits = handwritten(arguments.digits) if arguments.digits else ((), ())

@@ -75,7 +75,7 @@ def _is_font(file: Path) -> bool:
 
 def _has_characters(file: Path) -> bool:
     try:
-        with TTFont(file, lazy=True) as font:
+        with file.open("rb") as opened, TTFont(opened, lazy=True) as font:
             return all(ord(character) in font.getBestCmap() for character in _CHARACTERS)
     except (TTLibError, TypeError, OSError):
         return False

@@ -23,7 +23,7 @@ TINY = CppdConfig(
         row_strides=(2, 2),
     ),
     num_classes=len(CHARACTERS) + 1,
-    num_layers=1,
+    num_layers=2,
 )
 
 

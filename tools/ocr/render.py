@@ -21,6 +21,7 @@ from seqrt.graphs.cppd import MAX_LENGTH
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+KINDS: Final = ("words", "all", "digits")  # of the dictionary; numbers, codes and handwriting too; that alone
 _SIZES: Final = (24, 32, 42)  # of fonts, in pixels
 _MARKS: Final = ".,!?-:;&'"
 _DIGITS: Final = "0123456789"
@@ -50,11 +51,11 @@ class Renderer:
     def __post_init__(self) -> None:
         self.words = sorted(self.words, key=len)
 
-    def word(self, rng: np.random.Generator, longest: int) -> tuple[str, str]:
-        """A text as it is drawn, and its label: letters and digits in lower case."""
+    def word(self, rng: np.random.Generator, longest: int, *, codes: bool) -> tuple[str, str]:
+        """A text as it is drawn, and its label: letters and digits in lower case; numbers and codes too if asked."""
         kind = rng.random()
-        if kind < 0.82:
-            count = bisect_right(self.words, longest, key=len)
+        count = bisect_right(self.words, longest, key=len)
+        if count and (kind < 0.82 or not codes):
             label = self.words[int(rng.integers(count))]
         else:
             label = self._code(list(_DIGITS if kind < 0.92 else _DIGITS + _LETTERS), min(8, longest), rng)
@@ -72,7 +73,7 @@ class Renderer:
                 return code
 
     def sample(
-        self, rng: np.random.Generator, longest: int = MAX_LENGTH, plain: float = 0.0
+        self, rng: np.random.Generator, longest: int = MAX_LENGTH, plain: float = 0.0, kind: str = "all"
     ) -> tuple[Image.Image, str]:
         """One RGB picture and its label.
 
@@ -80,11 +81,12 @@ class Renderer:
             rng: what decides.
             longest: most characters.
             plain: share of pictures that are printed and not photographed.
+            kind: of KINDS.
         """
-        if self.digits and rng.random() < 0.04:
+        if kind == "digits" or (kind == "all" and self.digits and rng.random() < 0.04):
             mask, label = self._handwritten(min(7, longest), rng)
         else:
-            text, label = self.word(rng, longest)
+            text, label = self.word(rng, longest, codes=kind == "all")
             mask = self._drawn(text, rng)
         if rng.random() < plain:
             return printed(mask, rng), label
@@ -111,15 +113,14 @@ class Renderer:
 
     def _handwritten(self, longest: int, rng: np.random.Generator) -> tuple[Image.Image, str]:
         """A number of handwritten digits, 8 x 8 pixels each, enlarged."""
-        number = rng.integers(0, 10, int(rng.integers(1, longest + 1)))
+        label = self._code(list(_DIGITS), longest, rng)
         height = int(rng.integers(24, 40))
         pieces = []
-        for digit in number:
-            kept = self.digits[digit]
+        for kept in (self.digits[int(digit)] for digit in label):
             glyph = Image.fromarray((kept[int(rng.integers(len(kept)))] * 255).astype(np.uint8))
             wide = int(height * rng.uniform(0.7, 1.0))
             pieces.append(np.pad(np.asarray(glyph.resize((wide, height), Image.Resampling.BICUBIC)), ((6, 6), (0, 0))))
-        return Image.fromarray(np.pad(np.hstack(pieces), ((0, 0), (8, 8)))), "".join(map(str, number))
+        return Image.fromarray(np.pad(np.hstack(pieces), ((0, 0), (8, 8)))), label
 
     def _font(self, file: Path, size: int) -> ImageFont.FreeTypeFont:
         key = (file, size)
@@ -166,13 +167,14 @@ def _tilted(mask: Image.Image, rng: np.random.Generator) -> Image.Image:
     width, height = mask.size
     turn = float(np.clip(rng.normal(0, 0.06), -0.18, 0.18)) * min(1.0, 6 * height / width)
     slant = float(rng.normal(0, 0.12))
-    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)], float) - (width / 2, height / 2)
+    centre = np.array([width / 2, height / 2])
+    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)], float) - centre
     cosine, sine = np.cos(turn), np.sin(turn)
     matrix = np.array([[cosine, -sine + slant], [sine, cosine]])
     seen = corners @ matrix.T + rng.uniform(-0.12, 0.12, (4, 2)) * (min(width, 2 * height), height)
     low, high = seen.min(0), seen.max(0)
     wide, tall = (int(side) + 2 for side in high - low)
-    coefficients = _perspective(seen - low + 1, corners + (width / 2, height / 2))
+    coefficients = _perspective(seen - low + 1, corners + centre)
     return mask.transform((wide, tall), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
 
 
@@ -187,13 +189,13 @@ def _perspective(target: npt.NDArray[np.float64], source: npt.NDArray[np.float64
 
 def photographed(mask: Image.Image, backgrounds: Sequence[Bytes], rng: np.random.Generator) -> Image.Image:
     """Colours, background, shadow, light, blur, noise and compression."""
-    ink = np.asarray(mask, np.float32)[..., None] / 255
+    ink: Floats = np.asarray(mask, np.float32)[..., None] / np.float32(255)
     height, width = ink.shape[:2]
     back = _background(height, width, backgrounds, rng)
     colour = _colour_against(back.mean((0, 1)), rng)
     if rng.random() < 0.15:
         back = _shadowed(back, ink, rng)
-    picture = back * (1 - ink) + colour * ink
+    picture: Floats = back * (1 - ink) + colour * ink
     if rng.random() < 0.3:
         ends = rng.uniform(0.55, 1.3, 2)
         picture = picture * np.linspace(ends[0], ends[1], width)[None, :, None]

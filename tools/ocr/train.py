@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tools.ocr.data import Batches, add_sources, fixed, read, renderers, scaled
 from tools.ocr.model import TINY, save
 from tools.ocr.render import Renderer
@@ -36,12 +37,15 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
     """Trains, and writes the model every `--every` steps and at the end."""
     torch.manual_seed(arguments.seed)
     model, hints = Cppd(TINY), Hints(TINY)
+    if arguments.encoder is not None:
+        weights = load_file(arguments.encoder)
+        model.encoder.load_state_dict({name: weights[f"encoder.{name}"] for name in model.encoder.state_dict()})
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))  # type: ignore[no-untyped-call]
     mean: Cppd = average.module  # type: ignore[assignment]
     both = torch.nn.ModuleDict({"model": model, "average": average, "hints": hints})
     for parameter in average.parameters():
         parameter.requires_grad_(False)
-    chosen = ("batch", "learning_rate", "seed", "lengthen")
+    chosen = ("batch", "learning_rate", "seed", "lengthen", "encoder")
     made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in chosen)
     run = Optimisation(both, arguments.steps, arguments.learning_rate, 0.015, arguments.work / "state.pt", made_with)
     images, words = fixed(held_out, _HELD_OUT, TINY)
@@ -107,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sources(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of the model and of what a stopped run needs")
+    parser.add_argument("--encoder", type=Path, help="model.safetensors whose encoder this one begins with")
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
