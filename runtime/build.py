@@ -135,7 +135,7 @@ def build(
         graphs = []
         for info in infos:
             progress(f"building {info.role}")
-            profiles = _profiles(bundle, info.role, buckets, prefill)
+            profiles = profiles_of(bundle, info.role, buckets, prefill)
             plan, made = maker.build(info.role, bundle.path / info.path, profiles, info.dtype != "fp32")
             with (stage / made.file).open("wb") as file:
                 file.write(plan)
@@ -164,7 +164,8 @@ def _prefill(bundle: Bundle, buckets: Sequence[int], prefill: int | None) -> int
     return prefill
 
 
-def _profiles(bundle: Bundle, role: str, buckets: Sequence[int], prefill: int) -> list[Profile]:
+def profiles_of(bundle: Bundle, role: str, buckets: Sequence[int], prefill: int) -> list[Profile]:
+    """What the engine of a graph is built for: fixed shapes for what a loop runs, a range for all else."""
     if bundle.manifest.recognizer is not None:
         return [{"B": (images,) * 3} for images in buckets]
     return decoder_profiles(buckets, prefill) if role == "decoder" else [RANGES]

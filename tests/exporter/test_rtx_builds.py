@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from seqrt.exporter.export import export
 from seqrt.exporter.passes import fix_dimension, turn_weights
 from seqrt.exporter.quantize import Method
+from seqrt.exporter.recognizer import export_recognizer
 from seqrt.exporter.stitch import decoder_graph, model_of, parameters_of
 from seqrt.exporter.targets import TARGETS, variants
 from seqrt.graphs.config import DecoderConfig
@@ -284,3 +285,22 @@ def test_one_row_and_many_share_their_weights(tmp_path: Path) -> None:
     one, many = (dict.fromkeys("TR", (rows,) * 3) for rows in (1, 64))
     both, alone = (build(path, profiles).nbytes for profiles in ([one, many], [many]))
     assert alone < both < 1.15 * alone
+
+
+IMAGES: Final = [{"B": (images,) * 3} for images in (1, 8, 32)]
+
+
+@pytest.mark.parametrize("wanted", ["rtx:fp16", "rtx:fp32", "rtx:bf16", "trt11", "trt10.16", "trt10.3"])
+def test_recognisers_build(recognizer_source: Path, wanted: str, tmp_path: Path) -> None:
+    made = export_recognizer(recognizer_source, tmp_path / "bundle", targets=(wanted,)).bundle
+    (info,) = open_bundle(made).manifest.graphs
+    build(made / info.path, IMAGES)
+
+
+def test_norms_of_recognisers_sum_in_float32(recognizer_source: Path, tmp_path: Path) -> None:
+    """As LayerNormalization says by itself: in half precision its sums would overflow (TensorRT warns of that)."""
+    made = export_recognizer(recognizer_source, tmp_path / "bundle", targets=("rtx",)).bundle
+    (info,) = open_bundle(made).manifest.graphs
+    norms = [node for node in ir.load(made / info.path).graph if node.op_type == "LayerNormalization"]
+    assert len(norms) > 10
+    assert {node.attributes.get_int("stash_type", 1) for node in norms} == {1}

@@ -17,6 +17,7 @@ import pytest
 from tools.gpu.standin_cuda import StandInCuda
 
 from seqrt.errors import EngineError, RequestError, SeqrtError
+from seqrt.exporter.recognizer import export_recognizer
 from seqrt.runtime import build as module
 from seqrt.runtime.build import build, choose_variant, decoder_profiles
 from seqrt.runtime.bundle import Bundle, open_bundle
@@ -231,6 +232,22 @@ def test_no_graphs_that_a_tensorrt_reads(version: str, target: str) -> None:
     bundle: Any = SimpleNamespace(path=Path("b"), manifest=SimpleNamespace(variants=("ort-fp32", "rtx-fp16")))
     with pytest.raises(EngineError, match=rf"b holds no graphs that TensorRT {version} reads, .*--target {target}$"):
         choose_variant(bundle, flavour_of(version), None)
+
+
+def test_recognisers_are_built_by_batch_size(recognizer_source: Path, tmp_path: Path) -> None:
+    made = export_recognizer(recognizer_source, tmp_path / "reader", targets=("ort", "rtx"), check=False).bundle
+    opened = open_bundle(made)
+    built = build(opened, "rtx", compute_capabilities=("8.6",))
+    (graph,) = built.record.graphs
+    assert (graph.role, dict(graph.buckets)) == ("recognizer", {1: 1, 8: 8, 32: 32})
+    assert graph.shapes["image"] == ("B", "3", "32", "64")
+    assert built.record.settings.prefill == 0
+    assert built.device_bytes > 0
+    assert not build(opened, "rtx", compute_capabilities=("8.6",)).is_new
+    few = build(opened, "rtx", compute_capabilities=("8.6",), buckets=(4,))
+    assert list(few.record.graphs[0].buckets) == [1, 4]
+    with pytest.raises(RequestError, match="--prefill 8 is of no use to a recogniser"):
+        build(opened, "rtx", prefill=8)
 
 
 def test_profiles() -> None:

@@ -16,6 +16,7 @@ from tools.gpu.standin_cuda import Code, StandInCuda
 from tools.gpu.standin_tensorrt import StandInTensorRT, write_engines
 
 from seqrt.errors import EngineError, RequestError
+from seqrt.exporter.recognizer import export_recognizer
 from seqrt.runtime.backends import open_engines, tensorrt_engines
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.decoder import Decoder
@@ -30,6 +31,8 @@ from seqrt.runtime.profiling.operators import trace_operators
 from seqrt.runtime.profiling.pulse import device_copy
 from seqrt.runtime.profiling.run import Amount, profile
 from seqrt.runtime.prompts import Prompt
+from seqrt.runtime.recognizer import Recognizer
+from seqrt.runtime.recognizer import load as load_recognizer
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.tune import tune
 from seqrt.runtime.tuned import read_tuning
@@ -118,6 +121,33 @@ def test_texts_are_those_of_the_cpu(rig: Rig, cpu: Model, variant: str, changes:
         assert found.token_ids == expected.token_ids
         assert found.new_tokens == min(240, 256 - len(prompt))
     assert model.score(PROMPT).perplexity == pytest.approx(cpu.score(PROMPT).perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", [NATIVE, PRIMITIVE])
+def test_words_are_those_of_the_cpu(
+    recognizer_source: Path, word_images: list[Path], variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that are not full are filled up to a size that the engines take."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = export_recognizer(
+        recognizer_source,
+        tmp_path / "reader",
+        targets=("ort", *(v.partition("-")[0] for v in (NATIVE, PRIMITIVE))),
+        dtypes=("fp32",),
+        check=False,
+    )
+    bundle, cuda, backend = open_bundle(made.bundle), StandInCuda(), "rtx" if variant == NATIVE else "trt"
+    write_engines(bundle, variant, (1, 4), 0, backend)
+    flavour = load_flavour(backend, StandInTensorRT(cuda))
+    with load_recognizer(made.bundle, threads=1) as cpu:
+        expected = cpu.recognize(word_images)
+    with Recognizer(bundle, tensorrt_engines(bundle, flavour, Cuda(cuda))) as reader:
+        for batch in (1, 3, 4):
+            found = reader.recognize(word_images, batch=batch)
+            assert [one.text for one in found] == [one.text for one in expected]
+        with pytest.raises(RequestError, match="--batch is 5; give 1 to 4"):
+            reader.recognize(word_images, batch=5)
+    assert cuda.leaks() == []
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from tools.gpu.standin_cuda import StandInCuda
 
-from seqrt.runtime.build import RANGES, decoder_profiles
+from seqrt.runtime.build import profiles_of
 from seqrt.runtime.bundle import Bundle, sha256
 from seqrt.runtime.engines.ort import tensor_infos
 from seqrt.runtime.engines.record import FILE, FOLDER, BuildSettings, BuiltGraph, EngineRecord, source_hash
@@ -359,7 +359,7 @@ def write_engines(
     for info in bundle.manifest.graphs:
         if info.variant != variant:
             continue
-        profiles = decoder_profiles(buckets, prefill) if info.role == "decoder" else [RANGES]
+        profiles = profiles_of(bundle, info.role, buckets, prefill)
         file, onnx = folder / f"{info.role}.engine", str(bundle.path / info.path)
         file.write_text(json.dumps({"magic": _MAGIC, "onnx": onnx, "profiles": profiles}), encoding="utf-8")
         session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
