@@ -20,6 +20,10 @@ from seqrt.runtime.records import parse
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"
+_TASKS: Final = {  # the command of each, and what a bundle of another cannot do
+    "generate": ("run", "generates no text"),
+    "ocr": ("ocr", "reads no images"),
+}
 _ROLES: Final = ("decoder", "logits", "score", "compaction")  # graphs of every bundle that generates
 RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", "lud", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
@@ -183,6 +187,16 @@ class Manifest:
     files: Mapping[str, FileInfo] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    def require(self, task: str) -> None:
+        """Checks that the bundle is for a task.
+
+        Raises:
+            BundleError: it is for another one.
+        """
+        if self.task != task:
+            (command, _), (_, lacking) = _TASKS[self.task], _TASKS[task]
+            raise BundleError(f"{self.name} is a bundle for `seqrt {command}` and {lacking}; pass another one")
+
     @property
     def decoder(self) -> ModelInfo:
         """Shape of the decoder.
@@ -190,10 +204,8 @@ class Manifest:
         Raises:
             BundleError: the bundle is for another task.
         """
-        if self.model is None:
-            raise BundleError(
-                f"{self.name} is a bundle for `seqrt {self.task}` and generates no text; pass another one"
-            )
+        self.require("generate")
+        assert self.model is not None  # loading checks it
         return self.model
 
     @property
@@ -203,8 +215,8 @@ class Manifest:
         Raises:
             BundleError: the bundle is for another task.
         """
-        if self.recognizer is None:
-            raise BundleError(f"{self.name} is a bundle for `seqrt run` and reads no images; pass another one")
+        self.require("ocr")
+        assert self.recognizer is not None
         return self.recognizer
 
     @property

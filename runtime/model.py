@@ -2,23 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from seqrt.errors import BundleError, RequestError
-from seqrt.runtime.backends import Engines, open_engines
-from seqrt.runtime.bundle import Bundle, open_bundle
+from seqrt.runtime.backends import Engines
+from seqrt.runtime.bundle import Bundle
 from seqrt.runtime.chat import ChatTemplate, Message, check_messages
 from seqrt.runtime.decoder import Decoder, Floats
 from seqrt.runtime.drafters import Drafter, Learner
 from seqrt.runtime.drafters.build import SPECIAL, Supplies, draft_names, make_drafter, ready_names
 from seqrt.runtime.generate import Loop
+from seqrt.runtime.loaded import Loaded, load_as
 from seqrt.runtime.options import DYNAMIC, PAPER, Options
 from seqrt.runtime.pacing import Pacer, StepCosts
-from seqrt.runtime.probe import Probe
 from seqrt.runtime.sampling import Sampler
 from seqrt.runtime.score import Scores, score_tokens
 from seqrt.runtime.settings import is_whole
@@ -37,26 +35,17 @@ Prompt = str | Sequence[int]
 
 def load(path: str | Path, *, backend: str = "cpu", threads: int = 0, operators: bool = False) -> "Model":
     """Loads a bundle that generates text; arguments and errors are those of `seqrt.load`."""
-    start = perf_counter()
-    bundle = open_bundle(Path(path))
-    bundle.manifest.decoder  # noqa: B018  says what another bundle is for before its engines are made
-    engines = open_engines(bundle, backend, threads, operators=operators)
-    try:
-        model = Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
-    except BaseException:
-        engines.close()
-        raise
-    model.load_seconds = perf_counter() - start
-    return model
+
+    def make(bundle: Bundle, engines: Engines) -> Model:
+        return Model(bundle, engines, *read_tuning(bundle, Machine.here(bundle, engines, threads)))
+
+    return load_as(make, "generate", path, backend, threads, operators)
 
 
-class Model:
-    """A bundle on an engine. Not for several threads at once: there is one cache. Close it, or use it in a `with`.
+class Model(Loaded):
+    """A loaded bundle that generates text. Not for several threads at once: there is one cache.
 
     Attributes:
-        bundle: what was loaded.
-        engines: what runs its graphs.
-        load_seconds: how long that took.
         tuning: what `seqrt tune` found for it on this machine.
         tuning_note: why there is none although the bundle has a tune.json.
     """
@@ -64,9 +53,8 @@ class Model:
     def __init__(
         self, bundle: Bundle, engines: Engines, tuning: Tuning | None = None, tuning_note: str | None = None
     ) -> None:
-        self.bundle, self.engines = bundle, engines
+        super().__init__(bundle, engines)
         self.tuning, self.tuning_note = tuning, tuning_note
-        self.load_seconds = 0.0
         self._info = bundle.manifest.decoder
         self._decoder = Decoder(
             self.engines["decoder"], partial(self.engines.__getitem__, "compaction"), bundle.manifest.capacity
@@ -82,39 +70,10 @@ class Model:
         template = bundle.text("chat_template.jinja")
         self._template = None if template is None else self._chat_template(template)
 
-    def __enter__(self) -> "Model":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Gives back what the engines hold, memory of a GPU above all; the model cannot be used any more."""
-        self.engines.close()
-
-    @property
-    def backend(self) -> str:
-        """What computes."""
-        return self.engines.backend
-
-    @property
-    def probe(self) -> Probe:
-        """What hears of stages of requests and of runs of engines: `OFF`, or a `Recorder` while one is attached."""
-        return self.engines.probe
-
     @property
     def cache_bytes(self) -> int:
         """Of the decoder's caches as they are now; each of its runs reads all of them."""
         return self._decoder.cache_bytes
-
-    @contextmanager
-    def attached(self, probe: Probe) -> Iterator[None]:
-        """Lets `probe` hear of requests that are begun and ended meanwhile."""
-        before, self.engines.probe = self.engines.probe, probe
-        try:
-            yield
-        finally:
-            self.engines.probe = before
 
     @property
     def branches(self) -> bool:

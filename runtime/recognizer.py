@@ -6,20 +6,19 @@ decodes and prepares the images of the next batch while the engine reads this on
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from seqrt.errors import BundleError, RequestError
-from seqrt.runtime.backends import Engines, open_engines
-from seqrt.runtime.bundle import CHARACTERS, Bundle, open_bundle
+from seqrt.runtime.backends import Engines
+from seqrt.runtime.bundle import CHARACTERS, Bundle
 from seqrt.runtime.cppd import OnePass, Read
 from seqrt.runtime.images import Floats, choose_size, prepare, read_image
+from seqrt.runtime.loaded import Loaded, load_as
 from seqrt.runtime.nrtr import Autoregressive
 from seqrt.runtime.probe import Probe
 
@@ -32,17 +31,7 @@ MOST_BATCH: Final = 64
 
 def load(path: str | Path, *, backend: str = "cpu", threads: int = 0, operators: bool = False) -> "Recognizer":
     """Loads a bundle that reads images; arguments and errors are those of `seqrt.load`."""
-    start = perf_counter()
-    bundle = open_bundle(Path(path))
-    bundle.manifest.reader  # noqa: B018  says what another bundle is for before its engines are made
-    engines = open_engines(bundle, backend, threads, operators=operators)
-    try:
-        recognizer = Recognizer(bundle, engines)
-    except BaseException:
-        engines.close()
-        raise
-    recognizer.load_seconds = perf_counter() - start
-    return recognizer
+    return load_as(Recognizer, "ocr", path, backend, threads, operators)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,49 +67,14 @@ class _Ready:
     error: RequestError | None = None
 
 
-class Recognizer:
-    """A bundle on an engine. Not for several threads at once. Close it, or use it in a `with`.
-
-    Attributes:
-        bundle: what was loaded.
-        engines: what runs its graphs.
-        load_seconds: how long that took.
-    """
+class Recognizer(Loaded):
+    """A loaded bundle that reads words in images."""
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
-        self.bundle, self.engines, self.load_seconds = bundle, engines, 0.0
+        super().__init__(bundle, engines)
         self.info = bundle.manifest.reader
         self._characters = _characters(bundle)
         self._readers = [self._reader(size) for size in range(len(self.info.sizes))]
-
-    def __enter__(self) -> "Recognizer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Gives back what the engines hold."""
-        self.engines.close()
-
-    @property
-    def backend(self) -> str:
-        """What computes."""
-        return self.engines.backend
-
-    @property
-    def probe(self) -> Probe:
-        """What hears of stages of requests and of runs of engines."""
-        return self.engines.probe
-
-    @contextmanager
-    def attached(self, probe: Probe) -> Iterator[None]:
-        """Lets `probe` hear of batches that are read meanwhile."""
-        before, self.engines.probe = self.engines.probe, probe
-        try:
-            yield
-        finally:
-            self.engines.probe = before
 
     def recognize(self, images: "Iterable[Source]", *, batch: int = 1) -> list[Recognition]:
         """Reads words, one an image.

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from seqrt.runtime.backends import Engines
-from seqrt.runtime.bundle import MANIFEST, Bundle, sha256
+from seqrt.runtime.bundle import MANIFEST, sha256
+from seqrt.runtime.loaded import Loaded
 from seqrt.runtime.machine import environment, peak_memory_mb
 from seqrt.runtime.model import Model
 from seqrt.runtime.options import Options
@@ -22,14 +22,6 @@ from seqrt.runtime.profiling.throughput import REPEATS, Throughput
 from seqrt.runtime.prompts import Prompt
 
 Document = dict[str, Any]
-
-
-class Loaded(Protocol):
-    """A loaded bundle of any task."""
-
-    bundle: Bundle
-    engines: Engines
-    load_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import typing as _typing
 from seqrt.errors import BundleError, CheckpointError, EngineError, ExportError, RequestError, SeqrtError
 
 if _typing.TYPE_CHECKING:
-    from seqrt.runtime.load import load
+    from seqrt.runtime.loaded import load
     from seqrt.runtime.model import Model
     from seqrt.runtime.options import Options
     from seqrt.runtime.recognizer import Recognition, Recognizer
@@ -47,7 +47,7 @@ _LAZY = {
     "Recognizer": "seqrt.runtime.recognizer",
     "Scores": "seqrt.runtime.score",
     "Stream": "seqrt.runtime.stream",
-    "load": "seqrt.runtime.load",
+    "load": "seqrt.runtime.loaded",
 }
 
 
