@@ -22,7 +22,7 @@ ALLOWED = {
 }
 # What runtime may import from elsewhere: on loading, and inside functions.
 EAGER = {"numpy"}
-LAZY = EAGER | {"cuda", "jinja2", "onnxruntime", "tokenizers"}
+LAZY = EAGER | {"PIL", "cuda", "jinja2", "onnxruntime", "tokenizers"}
 
 
 def modules() -> dict[str, Path]:
