@@ -1,9 +1,21 @@
-"""The adapter of lexical units that comes with seqrt."""
+"""What comes with seqrt: an adapter of lexical units, and recognisers."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
+
+from seqrt.exporter.check import run_exact
 from seqrt.exporter.checkpoints.reading import Safetensors
+from seqrt.exporter.checkpoints.recognizer import open_recognizer
+from seqrt.exporter.recognizer import export_recognizer
+from seqrt.graphs.cppd import Cppd
+from seqrt.graphs.svtr import heads_of
+from seqrt.runtime.images import prepare, read_image
+from seqrt.runtime.recognizer import load
 
 ADAPTER = Path(__file__).resolve().parents[2] / "tools/zoo/smollm2-135m-lud"
 HIDDEN, LAYERS, PROJECTIONS = 576, 30, 7
@@ -23,3 +35,73 @@ def test_the_adapter_is_whole_and_small() -> None:
     lora = Safetensors([ADAPTER / "adapter_model.safetensors"]).entries
     assert len(lora) == LAYERS * PROJECTIONS * 2
     assert all(rank in entry.shape for entry in lora.values())
+
+
+ZOO = ADAPTER.parent
+WORDS = Path(__file__).resolve().parents[2] / "src/seqrt/cli/words"
+MOST_DIFFERENCE, LARGEST_HALF = 0.02, 65504
+
+
+def test_recognisers_are_whole_and_small() -> None:
+    sizes = [file.stat().st_size for name in ("cppd-tiny", "nrtr-tiny") for file in (ZOO / name).iterdir()]
+    assert sum(sizes) < 25e6
+    for name, kind in (("cppd-tiny", "cppd"), ("nrtr-tiny", "nrtr")):
+        read = open_recognizer(ZOO / name)
+        assert (read.kind, read.config.num_classes, read.settings["recipe"]) == (kind, 37, "tv_rgb_bicubic")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recogniser of the zoo for CPUs, and in half precision for RTX cards."""
+    bundle = tmp_path_factory.mktemp("zoo") / "cppd-tiny"
+    return export_recognizer(ZOO / "cppd-tiny", bundle, targets=("ort", "rtx")).bundle
+
+
+@pytest.mark.slow
+def test_the_recogniser_reads(tiny: Path) -> None:
+    """Words in fonts that it never saw, none of which it was trained on."""
+    files = sorted(WORDS.glob("*.jpg"))
+    with load(tiny) as reader:
+        found = reader.recognize(files)
+    right = [word for word, file in zip(found, files, strict=True) if word.text == file.stem]
+    assert len(right) >= 10, [word.text for word in found]
+    assert min(word.confidence for word in right) > 0.5
+
+
+@pytest.mark.slow
+def test_the_counterpart_reads_too(tmp_path: Path) -> None:
+    files = sorted(WORDS.glob("*.jpg"))
+    bundle = export_recognizer(ZOO / "nrtr-tiny", tmp_path / "nrtr-tiny").bundle
+    with load(bundle) as reader:
+        found = reader.recognize(files, batch=4)
+    assert sum(word.text == file.stem for word, file in zip(found, files, strict=True)) >= 8, found
+
+
+@pytest.mark.slow
+def test_half_precision_reads_the_same(tiny: Path) -> None:
+    """On pictures of words: norms, and products that are not scaled, stay within what fp16 holds (A.11)."""
+    files = sorted(WORDS.glob("*.jpg"))
+    images = np.empty((len(files), 3, 32, 100), np.float32)
+    for out, file in zip(images, files, strict=True):
+        prepare(read_image(file), "tv_rgb_bicubic", (32, 100), out)
+    exact, half = (
+        np.asarray(run_exact(tiny / f"graphs/{name}.onnx", {"image": images})["probabilities"], np.float32)
+        for name in ("recognizer", "recognizer.rtx-fp16")
+    )
+    assert np.abs(exact - half).max() < MOST_DIFFERENCE
+    assert (exact.argmax(2) == half.argmax(2)).mean() > 0.99
+    model, seen = open_recognizer(ZOO / "cppd-tiny").model, []
+    assert isinstance(model, Cppd)
+    for block in [*model.decoder.char_layers, *model.decoder.place_layers, model.decoder.edge]:
+        mixer = block.mixer
+        mixer.register_forward_hook(lambda mixer, given, _: seen.append(largest_product(mixer, *given)))
+    with torch.no_grad():
+        model(torch.from_numpy(images))
+    assert len(seen) == 5
+    assert 1 < max(seen) < LARGEST_HALF / 10
+
+
+def largest_product(mixer: Any, x: torch.Tensor, read: torch.Tensor) -> float:
+    """Of queries and keys, before the softmax."""
+    key = heads_of(mixer.kv(read).chunk(2, 2)[0])
+    return float((heads_of(mixer.q(x)) * mixer.scale @ key.transpose(2, 3)).abs().max())
