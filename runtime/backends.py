@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from seqrt.runtime.engines.flavour import Flavour
 
 BACKENDS: Final = ("cpu", "cuda", "trt", "rtx")
+_SPINNING: Final = ("decoder", "recognizer", "step")
 _CPU: Final = ("ort-fp32", "ort-fp16")
 _CUDA: Final = ("ort-fp16", "ort-fp32")
 
@@ -94,11 +95,9 @@ def open_engines(bundle: Bundle, backend: str, threads: int, *, operators: bool 
 
 
 def _cpu_engine(bundle: Bundle, variant: str, threads: int, operators: bool, role: str) -> Engine:
-    # The decoder's threads spin between its steps; what runs between them must not bring more that do.
-    manifest = bundle.manifest
-    own = threads if role in manifest.roles and role != "compaction" else 1
-    spins = role == "decoder" or manifest.recognizer is not None
-    return OrtEngine(bundle.graph(role, variant), threads=own, spin=spins, operators=operators)
+    # The threads of what a loop runs spin between its steps; what runs between them must not bring more that do.
+    own = threads if role in bundle.manifest.roles and role != "compaction" else 1
+    return OrtEngine(bundle.graph(role, variant), threads=own, spin=role in _SPINNING, operators=operators)
 
 
 def cuda_engines(bundle: Bundle, ort: Any = None, *, operators: bool = False) -> Engines:
@@ -143,7 +142,7 @@ def tensorrt_engines(bundle: Bundle, flavour: "Flavour", cuda: "Cuda", *, operat
         built = record.graph(role)
         return TensorRTEngine(gpu, folder / built.file, built, in_place=in_place, operators=operators)
 
-    buckets = ",".join(map(str, record.settings.buckets))
+    buckets = ",".join(map(str, record.graph(bundle.manifest.roles[0]).buckets))
     description = f"{flavour.name}, buckets {buckets}"
     return Engines(flavour.backend, variant, description, make, cuda, gpu.stream.close)
 

@@ -34,7 +34,7 @@ from seqrt.runtime.engines.record import (
 
 DEFAULT_BUCKETS: Final[Mapping[str, tuple[int, ...]]] = {  # by task: rows of a tree, or images
     "generate": (1, 8, 16, 32, 64),
-    "ocr": (1, 8, 32),
+    "ocr": (1, 8, 16, 32),
 }
 _SHORT_PREFILL: Final = 128
 _STALE_SECONDS: Final = 600.0  # that nothing was written into a directory of a build before it may be removed

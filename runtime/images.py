@@ -8,6 +8,7 @@ Values are x / 127.5 - 1. Pillow reads and resizes; it is imported here and nowh
 """
 
 import math
+import threading
 import warnings
 from contextlib import ExitStack
 from io import BytesIO
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-MOST_PIXELS: Final = 1 << 26  # of an image; more is refused before it is decoded
+MOST_PIXELS: Final = 1 << 25  # of an image; more is refused before it is decoded
 MOST_RATIO: Final = 50  # of width to height or height to width; beyond that it is no word
 _DRAWN_HEIGHT: Final = 64  # pixels, at least, of an image that is annotated
 _FONT_SIZE: Final = 20
 _MARGIN: Final = 6
+_LOCK: Final = threading.Lock()
+_PROGRAMS: Final = ("EPS", "WMF")  # Pillow has other programs draw them: Ghostscript, Windows
 _DEEP: Final = ("I;16", "I;16L", "I;16B", "I", "F")  # more than 8 bits a pixel
 
 
@@ -48,7 +51,9 @@ def read_image(source: "Source") -> "Image":
         EngineError: Pillow is not installed.
     """
     pil = _pillow()
-    with ExitStack() as stack:
+    # Pillow warns of damaged metadata, for instance, which nobody can act on; filters of warnings are no thread's own.
+    with _LOCK, warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
         where, opened = _opened(pil, source, stack)
         width, height = opened.size
         if not width or not height:
@@ -61,7 +66,9 @@ def read_image(source: "Source") -> "Image":
             )
         try:
             opened.load()
-            return _in_rgb(pil, pil.ImageOps.exif_transpose(opened))
+            return _in_rgb(pil, _upright(pil, opened))
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a decoder raises
             raise RequestError(f"{where} is damaged or cut short: {first_line(error)}; give a whole file") from error
 
@@ -132,9 +139,9 @@ def _opened(pil: Any, source: "Source", stack: ExitStack) -> "tuple[str, Image]"
             file: IO[bytes] = stack.enter_context(
                 BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")  # noqa: SIM115
             )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # large images are refused later
-                return where, pil.Image.open(file)
+            opened = pil.Image.open(file)
+        except IsADirectoryError as error:
+            raise RequestError(f"{where} is a folder with no image in it; give images") from error
         except pil.UnidentifiedImageError as error:
             raise RequestError(f"{where} is no image that Pillow knows; give a PNG, JPEG, WebP or the like") from error
         except pil.Image.DecompressionBombError as error:
@@ -143,7 +150,20 @@ def _opened(pil: Any, source: "Source", stack: ExitStack) -> "tuple[str, Image]"
             if isinstance(error, OSError) and error.errno is not None:
                 raise RequestError(f"{where} cannot be read: {error.strerror}; give a readable file") from error
             raise RequestError(f"{where} is damaged or cut short: {first_line(error)}; give a whole file") from error
+        if opened.format in _PROGRAMS:
+            raise RequestError(f"{where} is {opened.format}, which a program draws; give a PNG, JPEG, WebP or the like")
+        return where, opened
+    if not isinstance(source, pil.Image.Image):
+        raise RequestError(f"the image is a {type(source).__name__}; give a path, bytes, a Pillow image or an array")
     return "the image", source
+
+
+def _upright(pil: Any, image: "Image") -> "Image":
+    """Turned as its EXIF data say; where these are damaged, as it is."""
+    try:
+        return pil.ImageOps.exif_transpose(image)  # type: ignore[no-any-return]
+    except Exception:
+        return image
 
 
 def _in_rgb(pil: Any, image: "Image") -> "Image":
@@ -152,9 +172,8 @@ def _in_rgb(pil: Any, image: "Image") -> "Image":
     if not image.has_transparency_data:
         return image.convert("RGB")
     layered = image.convert("RGBA")
-    values = np.asarray(layered, np.float32)
-    opaque = values[..., 3].sum()
-    is_light = opaque and (values[..., :3].mean(2) * values[..., 3]).sum() > 127 * opaque
+    opaque = np.asarray(layered.resize((32, 32), pil.Image.Resampling.BOX), np.float32)
+    is_light = (opaque[..., :3].mean(2) * opaque[..., 3]).sum() > 127 * opaque[..., 3].sum()
     ground = pil.Image.new("RGBA", layered.size, (0, 0, 0, 255) if is_light else (255, 255, 255, 255))
     return pil.Image.alpha_composite(ground, layered).convert("RGB")  # type: ignore[no-any-return]
 
@@ -162,8 +181,9 @@ def _in_rgb(pil: Any, image: "Image") -> "Image":
 def _eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Integers as 16 bits, or 8 if none is larger; floats from their least to their largest."""
     if values.dtype.kind == "f":
-        low, high = float(values.min()), float(values.max())
-        return ((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
+        finite = np.nan_to_num(values.astype(np.float64))
+        low, high = float(finite.min()), float(finite.max())
+        return ((finite - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
     return (values.clip(0, 65535) // (257 if values.max() > 255 else 1)).astype(np.uint8)
 
 

@@ -4,8 +4,10 @@ With a batch of one, images are read one after the other, each as soon as it can
 decodes and prepares the images of the next batch while the engine reads this one: more words a second, later each.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -74,7 +76,9 @@ class Recognizer(Loaded):
         super().__init__(bundle, engines)
         self.info = bundle.manifest.reader
         self._characters = _characters(bundle)
-        self._readers = [self._reader(size) for size in range(len(self.info.sizes))]
+        self._readers: dict[int, Reader] = {}
+        if len(self.info.sizes) == 1:
+            self._reader(0)  # of several sizes, each is loaded when an image asks for it
 
     def recognize(self, images: "Iterable[Source]", *, batch: int = 1) -> list[Recognition]:
         """Reads words, one an image.
@@ -86,14 +90,19 @@ class Recognizer(Loaded):
         Raises:
             RequestError: an image cannot be read, or the batch is out of range.
         """
+        if isinstance(images, (str, Path, bytes)) or getattr(images, "ndim", 4) < 4 or hasattr(images, "getpixel"):
+            raise RequestError(f"recognize takes several images, not one {type(images).__name__}; give [image]")
         found: dict[int, Recognition] = {}
-        for number, item in self.each(images, batch=batch):
-            if isinstance(item, RequestError):
-                raise item
-            found[number] = item
+        with closing(self.each(images, batch=batch)) as items:
+            for number, item in items:
+                if isinstance(item, RequestError):
+                    raise item
+                found[number] = item
         return [found[number] for number in range(len(found))]
 
-    def each(self, images: "Iterable[Source]", *, batch: int = 1) -> Iterator[tuple[int, Recognition | RequestError]]:
+    def each(
+        self, images: "Iterable[Source]", *, batch: int = 1
+    ) -> Generator[tuple[int, Recognition | RequestError], None, None]:
         """The same as images are read, with their numbers: in batches of a size, not in the order given.
 
         What cannot be read comes as its error, and the others are read all the same.
@@ -105,18 +114,19 @@ class Recognizer(Loaded):
         if not 1 <= batch <= most:
             raise RequestError(f"--batch is {batch}; give 1 to {most}")
         waiting: dict[int, list[_Ready]] = {}
-        for ready in self._prepared(images, batch):
-            if ready.error is not None:
-                yield ready.number, ready.error
-                continue
-            held = waiting.setdefault(ready.size, [])
-            held.append(ready)
-            if len(held) == batch:
-                yield from self._read(waiting.pop(ready.size))
+        with closing(self._prepared(images, batch)) as prepared:
+            for ready in prepared:
+                if ready.error is not None:
+                    yield ready.number, ready.error
+                    continue
+                held = waiting.setdefault(ready.size, [])
+                held.append(ready)
+                if len(held) == batch:
+                    yield from self._read(waiting.pop(ready.size))
         for held in waiting.values():
             yield from self._read(held, batch)
 
-    def _prepared(self, images: "Iterable[Source]", batch: int) -> Iterator[_Ready]:
+    def _prepared(self, images: "Iterable[Source]", batch: int) -> Generator[_Ready, None, None]:
         """Images made ready, by another thread where there are batches."""
         numbered = enumerate(images)
         if batch == 1:
@@ -124,15 +134,17 @@ class Recognizer(Loaded):
                 self.probe.stage(STAGES[0])
                 yield self._ready(number, source)
             return
-        with ThreadPoolExecutor(1, "seqrt-images") as pool:
-            ahead: list[Future[list[_Ready]]] = []
+        pool, ahead = ThreadPoolExecutor(1, "seqrt-images"), deque[Future[_Ready]]()
+        try:
             while True:
-                while len(ahead) < 2 and (part := list(islice(numbered, batch))):
-                    ahead.append(pool.submit(lambda part: [self._ready(*each) for each in part], part))
+                for number, source in islice(numbered, 2 * batch - len(ahead)):
+                    ahead.append(pool.submit(self._ready, number, source))
                 if not ahead:
                     return
                 self.probe.stage(STAGES[0])
-                yield from ahead.pop(0).result()
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # of an interrupted command, nobody waits for what is left
 
     def _ready(self, number: int, source: "Source") -> _Ready:
         try:
@@ -146,7 +158,7 @@ class Recognizer(Loaded):
 
     def _read(self, held: Sequence[_Ready], batch: int = 0) -> Iterator[tuple[int, Recognition]]:
         """Reads images of one size; off the CPU, a batch that is not full is filled up: shapes stay the same."""
-        reader, size = self._readers[held[0].size], self.info.sizes[held[0].size]
+        reader, size = self._reader(held[0].size), self.info.sizes[held[0].size]
         count = len(held) if self.backend == "cpu" else max(batch, len(held))
         if buckets := self.engines[self.info.roles[held[0].size]].buckets:
             count = next((rows for rows in sorted(buckets) if rows >= len(held)), count)
@@ -163,11 +175,14 @@ class Recognizer(Loaded):
             yield ready.number, Recognition(text, confidence)
 
     def _reader(self, size: int) -> Reader:
-        places, classes, roles = self.bundle.manifest.capacity + 1, self.info.num_classes, self.info.roles
-        if self.info.kind == "nrtr":
-            encoder, step = (self.engines[role] for role in roles)
-            return Autoregressive(encoder, step, places, classes)
-        return OnePass(self.engines[roles[size]], places, classes)
+        if size not in self._readers:
+            places, classes, roles = self.bundle.manifest.capacity + 1, self.info.num_classes, self.info.roles
+            if self.info.kind == "nrtr":
+                encoder, step = (self.engines[role] for role in roles)
+                self._readers[size] = Autoregressive(encoder, step, places, classes)
+            else:
+                self._readers[size] = OnePass(self.engines[roles[size]], places, classes)
+        return self._readers[size]
 
 
 def _characters(bundle: Bundle) -> list[str]:

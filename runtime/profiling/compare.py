@@ -26,7 +26,7 @@ _DRIFT: Final = 0.1  # of the machine's own pulse between two profiles
 Document = dict[str, Any]
 Answers = dict[tuple[str, int, int], Document]
 
-# By task, of an answer or of a pass over images: an amount, and the seconds that it took.
+# By task, of an answer or of a batch of images: an amount, and the seconds that it took.
 _AMOUNTS: Final[Mapping[str, Mapping[str, Callable[[Document], tuple[float, float]]]]] = {
     "generate": {
         "tokens_per_second": lambda answer: (answer["new_tokens"] - 1, answer["decode_seconds"]),
@@ -127,7 +127,7 @@ def remarks(old: Document, new: Document) -> list[str]:
         pairs = [(answer, second[key]) for key, answer in first.items() if key in second]
         other = sum(one["text"] != two["text"] for one, two in pairs)
         if other:
-            what = "answers" if old["task"] == "generate" else "passes"
+            what = "answers" if old["task"] == "generate" else "batches"
             lines.append(f"{draft}: {other} of {len(pairs)} {what} are not the same")
     lines += [
         f"the machine itself had {ratio:.2f} times {what} in the second run: what differs may be its doing"
@@ -173,9 +173,17 @@ def _name(row: Document) -> str:
 
 
 def _timed(row: Document) -> Answers:
-    """Its answers, or its passes over images."""
+    """Its answers, or batches of its passes over images."""
     if "passes" in row:
-        return {("", 0, one["repeat"]): one for one in row["passes"]}
+        return {
+            ("", batch, one["repeat"]): {
+                "images": one["images"] / len(one["batch_seconds"]),
+                "seconds": seconds,
+                "text": one["text"],
+            }
+            for one in row["passes"]
+            for batch, seconds in enumerate(one["batch_seconds"])
+        }
     return {(one["prompt"], one["turn"], one["repeat"]): one for one in row["answers"]}
 
 

@@ -6,6 +6,7 @@ ready while the engine reads: what "preprocess" takes is then how long the engin
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from seqrt.runtime.images import Source
 
 DEFAULT_BATCHES: Final = (1, 16)
+_FULL_BATCHES: Final = 4  # of each size in a pass, at least: few images are read several times
 
 
 class _Batches(Recorder):
@@ -80,7 +82,13 @@ class Passes:
             "confidence": round(sum(self.passes[0].confidences) / num_images, 4),
             "gb_per_second": round(read / seconds / 1e9, 3),
             "passes": [
-                {"repeat": repeat, "images": num_images, "seconds": round(one.seconds, 6), "text": one.text}
+                {
+                    "repeat": repeat,
+                    "images": num_images,
+                    "seconds": round(one.seconds, 6),
+                    "batch_seconds": [round(timeline.seconds, 6) for timeline in one.timelines],
+                    "text": one.text,
+                }
                 for repeat, one in enumerate(self.passes)
             ],
         } | shares(timelines, (), STAGES)
@@ -101,7 +109,7 @@ def profile(
 
     Args:
         model: what reads.
-        images: of which all can be read.
+        images: of which all can be read; repeated until there are several full batches of each size.
         batches: sizes.
         repeat: rounds.
         warm_up: passes with each size before, which are not counted.
@@ -116,6 +124,7 @@ def profile(
         KeyboardInterrupt, SeqrtError: before a round was whole.
     """
     found, recorder, stopped_by = [Passes(batch) for batch in batches], _Batches(), None
+    images = list(images) * math.ceil(_FULL_BATCHES * max(batches) / len(images))
     watch = Watch.of(model, threads)
     try:
         for one in found:

@@ -1,5 +1,9 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,10 +63,14 @@ def test_a_bad_file_among_good_ones(
     assert len(errors) == 4
     assert all(name in error for name, error in zip(("bad", "empty", "half", "missing"), errors, strict=True))
     assert all(item["text"] is item["confidence"] is None for item in items if item["error"])
-    shown = seqrt("ocr", recognizer_bundle, bad, word_images[0])
+    (tmp_path / "none").mkdir()
+    shown = seqrt("ocr", recognizer_bundle, bad, tmp_path / "none", "x" * 300, word_images[0])
     assert shown.code == 1
-    assert shown.out.splitlines()[0].startswith(f"error   {bad} is no image")
-    assert words[0] in shown.out.splitlines()[1]
+    assert [words[0] in line for line in shown.out.splitlines()] == [True]
+    told = shown.err.splitlines()
+    assert told[0].startswith(f"seqrt: error: {bad} is no image")
+    assert told[1] == f"seqrt: error: {tmp_path / 'none'} is a folder with no image in it; give images"
+    assert "File name too long" in told[2]
 
 
 def test_annotated_images(
@@ -99,8 +107,43 @@ def test_mistakes_are_one_line(seqrt: Seqrt, recognizer_bundle: Path, bundle: Pa
     ):
         result = seqrt(*arguments)
         assert (result.code, message in result.error) == (code, True), result.err
-    (tmp_path / "empty").mkdir()
-    assert "has no image in it" in seqrt("ocr", recognizer_bundle, tmp_path / "empty").error
+
+
+def test_lines_go_to_a_file_while_a_bar_is_shown(
+    recognizer_bundle: Path, word_images: list[Path], words: list[str]
+) -> None:
+    """What is printed while rich shows a bar on the terminal is the command's output, not rich's."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "import sys; from seqrt.cli import main; sys.exit(main())", "ocr"]
+    done = subprocess.run(
+        [*command, str(recognizer_bundle), *map(str, word_images)], stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(ours)
+    os.close(theirs)
+    lines = done.stdout.decode().splitlines()
+    assert [line[8:].split("\t")[0] for line in lines] == words
+
+
+def test_ctrl_c_does_not_wait_for_images_that_nobody_reads(
+    recognizer_bundle: Path, word_images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(recognizer_bundle) as reader:
+        made, interrupted = [], reader._reader(0)
+
+        def slow(*_: object) -> None:
+            made.append(1)
+            time.sleep(0.02)
+
+        def press(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("seqrt.runtime.recognizer.prepare", slow)
+        monkeypatch.setattr(interrupted, "read", press)
+        with pytest.raises(KeyboardInterrupt):
+            reader.recognize(word_images * 20, batch=8)
+    assert len(made) < 20
 
 
 def test_inspect_says_what_it_reads(seqrt: Seqrt, recognizer_bundle: Path) -> None:

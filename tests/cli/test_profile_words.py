@@ -38,7 +38,10 @@ def test_document(seqrt: Seqrt, recognizer_bundle: Path, word_images: list[Path]
         assert [one["repeat"] for one in row["passes"]] == [0, 1, 2]
         assert len({one["text"] for one in row["passes"]}) == 1
         whole = sum(one["seconds"] for one in row["passes"])
-        assert row["images_per_second"] == pytest.approx(3 * 9 / whole, rel=1e-3)
+        assert row["images"] == 18  # nine images twice: four full batches
+        assert row["images_per_second"] == pytest.approx(3 * 18 / whole, rel=1e-3)
+        assert [len(one["batch_seconds"]) for one in row["passes"]] == [-(-18 // row["batch"])] * 3
+        assert all(sum(one["batch_seconds"]) <= one["seconds"] for one in row["passes"])
     assert one["passes"][0]["text"] == four["passes"][0]["text"]
     assert one["batch_ms"]["p50"] < four["batch_ms"]["p50"]
 
@@ -79,7 +82,12 @@ def test_two_profiles_are_compared(seqrt: Seqrt, recognizer_bundle: Path, bundle
         ("batch 1", "images_per_second"),
         ("batch 2", "images_per_second"),
     ]
-    slower = json.loads(files[1].read_text())
+    slower = json.loads(files[0].read_text())  # in the same state of the machine
+    for row in slower["rows"]:
+        for one in row["passes"]:
+            one["batch_seconds"] = [1.5 * seconds for seconds in one["batch_seconds"]]
+    files[1].write_text(json.dumps(slower))
+    assert seqrt("compare", *files, "--fail-if-slower", "5%").code == 3
     slower["rows"].pop()
     files[1].write_text(json.dumps(slower))
     assert "batch 2 is in the first only" in seqrt("compare", *files).error
@@ -91,6 +99,7 @@ def test_mistakes_are_one_line(seqrt: Seqrt, recognizer_bundle: Path, bundle: Pa
     for arguments, code, message in (
         ((recognizer_bundle, "--pp", 5), 2, "--pp is of no use to a recogniser; leave it out"),
         ((recognizer_bundle, "--html", "a.html"), 2, "--html is of no use to a recogniser"),
+        ((recognizer_bundle, "--temperature", 1), 2, "--temperature is of no use to a recogniser"),
         ((bundle, "--images", bad), 2, "--images is of no use to a language model"),
         ((recognizer_bundle, "--batch", "1;2"), 2, "--batch is '1;2'; give sizes with commas"),
         ((recognizer_bundle, "--batch", "0"), 2, "--batch is 0; give 1 to 64"),

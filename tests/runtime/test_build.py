@@ -239,7 +239,7 @@ def test_recognisers_are_built_by_batch_size(recognizer_source: Path, tmp_path: 
     opened = open_bundle(made)
     built = build(opened, "rtx", compute_capabilities=("8.6",))
     (graph,) = built.record.graphs
-    assert (graph.role, dict(graph.buckets)) == ("recognizer", {1: 1, 8: 8, 32: 32})
+    assert (graph.role, dict(graph.buckets)) == ("recognizer", {1: 1, 8: 8, 16: 16, 32: 32})
     assert graph.shapes["image"] == ("B", "3", "32", "64")
     assert built.record.settings.prefill == 0
     assert built.device_bytes > 0

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,6 +220,15 @@ def test_a_bundle_has_one_task(recognizer_bundle: Path, tmp_path: Path) -> None:
     (copy / "seqrt.json").write_text(json.dumps(manifest | {"task": "generate"}))
     with pytest.raises(BundleError, match="the task is 'generate', the bundle is made for \\['ocr'\\]"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "one", ["sign.jpg", Path("sign.jpg"), b"bytes", np.zeros((20, 40, 3), np.uint8), Image.new("L", (9, 9))]
+)
+def test_one_image_is_no_list_of_them(reader: Recognizer, one: Any) -> None:
+    with pytest.raises(RequestError, match=r"recognize takes several images, not one .*; give \[image\]"):
+        reader.recognize(one)
+    assert len(reader.recognize(np.zeros((2, 20, 40, 3), np.uint8))) == 2
 
 
 def test_pillow_images_need_no_file(reader: Recognizer, word_images: list[Path], expected: list[Recognition]) -> None:

@@ -29,7 +29,7 @@ def compare(
     as_format: Annotated[str, typer.Option("--format", help="Of what is printed: table or markdown.")] = "table",
     as_json: Json = False,
 ) -> None:
-    """Compare two profiles: decoding and time to first token of each drafter, and llama-bench's figures.
+    """Compare two profiles: decoding and time to first token of each drafter, llama-bench's figures; or batch sizes.
 
     Ratios are of speeds: below 1 the second is slower. A figure counts as slower or faster if the 99.5 % interval
     of its ratio leaves out 1. docs/profiling.md says how it is made.

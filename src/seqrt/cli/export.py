@@ -181,7 +181,7 @@ def _exporter() -> _Exporter:
 def _refuse(options: Mapping[str, object], why: str) -> None:
     """Raises RequestError if one of the options was given."""
     for name, value in options.items():
-        if value:
+        if value is not None and value is not False:
             raise RequestError(f"--{name} {why}; leave it out")
 
 

@@ -1,13 +1,15 @@
 """`seqrt ocr`: words in images."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from seqrt.cli.common import Backend, BundlePath, Json, Threads, command
-from seqrt.cli.console import FAILURE, emit, progress
+from seqrt.cli.console import FAILURE, emit, note, progress
 from seqrt.cli.session import open_recognizer
 from seqrt.errors import RequestError
 
@@ -39,42 +41,52 @@ def ocr(
 ) -> None:
     """Read the word in each image.
 
-    A line an image: confidence, text, file. What cannot be read is said, the others come out all the same, and the
-    exit code is 1.
+    A line an image: confidence, text, file. What cannot be read is said on stderr, the others come out all the same,
+    and the exit code is 1.
     """
     files = image_files(images)
     if annotate is not None:
         _check_folder(annotate)
     recognizer = open_recognizer(bundle, backend, threads)
     items: list[dict[str, Any]] = []
-    with progress("reading", len(files)) as advance:
+    failed = 0
+    # Lines on a terminal show how far it is by themselves.
+    with _bar(len(files), hidden=not as_json and sys.stdout.isatty()) as advance:
         for file, found in _in_order(recognizer, files, batch):
             advance()
             items.append(_item(file, found))
-            if annotate is not None and not isinstance(found, RequestError):
-                _annotate(file, found, annotate, len(items))
+            if isinstance(found, RequestError):
+                failed += 1
+                if not as_json:
+                    note(f"error: {found}")
+                continue
+            if annotate is not None:
+                failed += not _annotate(file, found, annotate, len(items))
             if not as_json:
-                _print(items[-1])
+                print(f"{items[-1]['confidence']:.4f}  {found.text}\t{file}")
     if as_json:
         emit({"items": items})
-    if any(item["error"] for item in items):
+    if failed:
         raise typer.Exit(FAILURE)
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the images in the folders named.
+def _bar(total: int, *, hidden: bool) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(_nothing) if hidden else progress("reading", total)
 
-    Raises:
-        RequestError: a folder has none.
-    """
+
+def _nothing() -> None:
+    pass
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the images in the folders named; a folder without any stands for itself."""
     found: list[Path] = []
     for path in paths:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-        if not inside:
-            raise RequestError(f"{path} has no image in it; give a folder with PNG, JPEG or the like")
-        found += inside
+        try:
+            inside = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file()]
+        except OSError:  # a name that is too long, a folder that may not be read: reading it says so
+            inside = []
+        found += sorted(inside) or [path]
     return found
 
 
@@ -84,24 +96,18 @@ def _in_order(
     """What was read, in the order of the files, as soon as that can be."""
     waiting: dict[int, Recognition | RequestError] = {}
     due = 0
-    for number, found in recognizer.each(files, batch=batch):
-        waiting[number] = found
-        while due in waiting:
-            yield files[due], waiting.pop(due)
-            due += 1
+    with closing(recognizer.each(files, batch=batch)) as items:
+        for number, found in items:
+            waiting[number] = found
+            while due in waiting:
+                yield files[due], waiting.pop(due)
+                due += 1
 
 
 def _item(file: Path, found: "Recognition | RequestError") -> dict[str, Any]:
     if isinstance(found, RequestError):
         return {"path": str(file), "text": None, "confidence": None, "error": str(found)}
     return {"path": str(file), "text": found.text, "confidence": round(found.confidence, 4), "error": None}
-
-
-def _print(item: dict[str, Any]) -> None:
-    if item["error"]:
-        print(f"error   {item['error']}")
-    else:
-        print(f"{item['confidence']:.4f}  {item['text']}\t{item['path']}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -116,12 +122,14 @@ def _check_folder(folder: Path) -> None:
         raise RequestError(f"--annotate {folder} cannot be made: {error.strerror}; give a folder") from error
 
 
-def _annotate(file: Path, found: "Recognition", folder: Path, number: int) -> None:
-    """Writes the image with a line of text under it."""
+def _annotate(file: Path, found: "Recognition", folder: Path, number: int) -> bool:
+    """Writes the image with a line of text under it; whether that could be done."""
     from seqrt.runtime.images import annotated, read_image
 
     target = folder / f"{number:04d}-{file.stem}.png"
     try:
         annotated(read_image(file), f"{found.text}  {found.confidence:.2f}").save(target)
     except OSError as error:
-        raise RequestError(f"--annotate: {target} cannot be written: {error.strerror}; give another folder") from error
+        note(f"error: --annotate: {target} cannot be written: {error.strerror}; free some space or give another folder")
+        return False
+    return True

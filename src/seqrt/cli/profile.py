@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from seqrt.runtime.profiling.run import Amount
     from seqrt.runtime.prompts import Prompt
 
+_NEW_TOKENS: Final = 64
 _PAGE: Final = (".html", ".htm")
 
 
 @command(
     "seqrt profile smollm2 --draft none,lookup,hydra --prompts prompts.jsonl --html profile.html",
     without=("draft", "log_probabilities"),
-    defaults={"max_new_tokens": 64},
+    defaults={"max_new_tokens": _NEW_TOKENS},
 )
 def profile(
     bundle: BundlePath,
@@ -85,7 +86,20 @@ def profile(
 
     _check(repeat, warmup, pp, tg, as_format)
     if open_bundle(bundle).manifest.recognizer is not None:
-        others = {"prompts": prompts, "draft": draft, "pp": pp, "tg": tg, "html": html, "trace": trace}
+        others: dict[str, object] = {
+            "prompts": prompts,
+            "draft": draft,
+            "pp": pp,
+            "tg": tg,
+            "html": html,
+            "trace": trace,
+        }
+        usual = dataclasses.replace(Options(), max_new_tokens=_NEW_TOKENS)
+        others |= {
+            field.name.replace("_", "-"): True
+            for field in dataclasses.fields(options)
+            if getattr(options, field.name) != getattr(usual, field.name)
+        }
         _refuse(others, "a recogniser")
         profile_words(bundle, images, batch, repeat, warmup, as_format, backend, threads, as_json=as_json)
         return
