@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from seqrt.errors import CheckpointError, ExportError
+from seqrt.errors import ExportError
 from seqrt.exporter.checkpoints.recognizer import RecognizerCheckpoint, open_recognizer
 from seqrt.exporter.export import DEFAULT_TARGETS, Report
 from seqrt.exporter.parts import Part, Progress, random_input, write_parts
@@ -20,12 +20,17 @@ from seqrt.runtime.bundle import CHARACTERS, MANIFEST, RECIPES, Manifest, Recogn
 
 _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SIGNS: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-_DICTIONARIES: Final[Mapping[int, str]] = {  # by number of classes: the characters and the end of a word
+DICTIONARIES: Final[Mapping[int, str]] = {  # by number of classes: the characters and the end of a word
     37: _LETTERS,
     95: _LETTERS + _LETTERS[10:].upper() + _SIGNS,
 }
 _BUCKETS: Final[tuple[Size, ...]] = ((64, 64), (48, 96), (40, 112), (32, 128))  # of SVTRv2, by ratio 1 to 4
-_STRETCHED: Final = ((32, 100), (48, 160))  # sizes of models that were trained on plain stretching
+_USUAL_RECIPES: Final[Mapping[Size, str]] = {  # of published models; others were trained with the last of RECIPES
+    (32, 100): RECIPES[0],
+    (48, 160): RECIPES[0],
+    (32, 256): RECIPES[1],
+    (64, 256): RECIPES[1],
+}
 _BATCH: Final = 2  # of example inputs; the graphs take any
 
 
@@ -64,12 +69,7 @@ def export_recognizer(
     if recipe is not None and recipe not in RECIPES:
         raise ExportError(f"--recipe {recipe} is unknown; choose from {', '.join(RECIPES)}")
     check_replaceable(bundle, force)
-    try:
-        checkpoint = open_recognizer(source, size)
-    except CheckpointError as error:
-        if size is not None and "--image-size" not in str(error):
-            raise CheckpointError(f"{error} (with --image-size {size[0]}x{size[1]})") from error
-        raise
+    checkpoint = open_recognizer(source, size)
     info = _info(checkpoint, size, recipe)
     characters = _characters(checkpoint, dictionary)
     parts = _parts(checkpoint, info)
@@ -95,33 +95,25 @@ def export_recognizer(
 def _info(checkpoint: RecognizerCheckpoint, size: Size | None, recipe: str | None) -> RecognizerInfo:
     encoder = checkpoint.config.encoder
     own = (encoder.height, encoder.width)
-    sizes = (own,) if encoder.has_positions or size is not None else _BUCKETS
-    recipe = recipe or checkpoint.settings.get("recipe") or _usual_recipe(own, checkpoint.config.num_classes)
+    is_any = not encoder.has_positions and size is None and checkpoint.kind == "cppd"
+    sizes = _BUCKETS if is_any else (own,)
+    settings = checkpoint.settings
+    recipe = recipe or (settings.recipe if settings is not None else _USUAL_RECIPES.get(own, RECIPES[2]))
     return RecognizerInfo(kind=checkpoint.kind, recipe=recipe, sizes=sizes, num_classes=checkpoint.config.num_classes)
-
-
-def _usual_recipe(size: Size, num_classes: int) -> str:
-    if size in _STRETCHED:
-        return "svtr_bgr_stretch"
-    return "svtr_bgr_pad" if num_classes > max(_DICTIONARIES) else "tv_rgb_bicubic"
 
 
 def _characters(checkpoint: RecognizerCheckpoint, dictionary: Path | None) -> Sequence[str]:
     """One for each class but the first, which ends a word."""
     wanted = checkpoint.config.num_classes - 1
     if dictionary is None:
-        found: Sequence[str] | None = checkpoint.settings.get("characters") or _DICTIONARIES.get(wanted + 1)
+        own = None if checkpoint.settings is None else checkpoint.settings.characters
+        found: Sequence[str] | None = own or DICTIONARIES.get(wanted + 1)
         if found is None:
             raise ExportError(
                 f"{checkpoint.name} knows {wanted} characters and does not say which; give --dictionary FILE"
             )
     else:
-        try:
-            found = dictionary.read_text(encoding="utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
-        except (OSError, UnicodeError) as error:
-            raise ExportError(
-                f"--dictionary {dictionary} cannot be read: {error}; give a text file in UTF-8"
-            ) from error
+        found = read_dictionary(dictionary)
     if len(found) != wanted or len(set(found)) != wanted or not all(found):
         where = f"--dictionary {dictionary}" if dictionary else checkpoint.name
         raise ExportError(
@@ -129,6 +121,18 @@ def _characters(checkpoint: RecognizerCheckpoint, dictionary: Path | None) -> Se
             " give the dictionary that it was trained with"
         )
     return found
+
+
+def read_dictionary(file: Path) -> list[str]:
+    """The characters of a text file, one a line.
+
+    Raises:
+        ExportError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except (OSError, UnicodeError) as error:
+        raise ExportError(f"--dictionary {file} cannot be read: {error}; give a text file in UTF-8") from error
 
 
 def _parts(checkpoint: RecognizerCheckpoint, info: RecognizerInfo) -> list[Part]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqrt.graphs.decoder import Linear
-from seqrt.graphs.svtr import HEAD_DIM, SPREAD, Block, Svtr, SvtrConfig, attend, heads_of, initialise
+from seqrt.graphs.svtr import HEAD_DIM, SPREAD, Block, CrossAttention, Svtr, SvtrConfig, initialise
 
 EOS: Final = 0
 IGNORED: Final = -100  # in labels: places behind the end
@@ -47,22 +47,6 @@ class CppdConfig:
     def num_places(self) -> int:
         """Characters and the end."""
         return self.max_length + 1
-
-
-class CrossAttention(nn.Module):
-    """Rows read other rows; the products are scaled or not."""
-
-    def __init__(self, dim: int, scale: float) -> None:
-        super().__init__()
-        self.q = Linear(dim, dim, bias=True)
-        self.kv = Linear(dim, 2 * dim, bias=True)
-        self.proj = Linear(dim, dim, bias=True)
-        self.scale = scale
-
-    def forward(self, x: Tensor, read: Tensor) -> Tensor:
-        """`[B, rows, D]` and `[B, S, D]` to `[B, rows, D]`."""
-        key, value = (heads_of(part) for part in self.kv(read).chunk(2, 2))
-        return self.proj(attend(heads_of(self.q(x)) * self.scale, key, value))  # type: ignore[no-any-return]
 
 
 class Nodes(nn.Module):

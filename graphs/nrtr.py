@@ -15,7 +15,7 @@ from torch.nn import functional
 from seqrt.graphs.cppd import IGNORED, MAX_LENGTH
 from seqrt.graphs.decoder import Linear
 from seqrt.graphs.ops import tensor_scatter
-from seqrt.graphs.svtr import HEAD_DIM, Svtr, SvtrConfig, heads_of, initialise, joined
+from seqrt.graphs.svtr import HEAD_DIM, CrossAttention, SelfAttention, Svtr, SvtrConfig, attend, initialise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,35 +50,6 @@ class NrtrConfig:
         return self.encoder.dims[-1] // HEAD_DIM
 
 
-class SelfAttention(nn.Module):
-    """Characters read those before them."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.qkv = Linear(dim, 3 * dim, bias=True)
-        self.proj = Linear(dim, dim, bias=True)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, rows, D]` to query, key and value, `[B, heads, rows, 32]`."""
-        query, key, value = (heads_of(part) for part in self.qkv(x).chunk(3, 2))
-        return query, key, value
-
-
-class CrossAttention(nn.Module):
-    """Characters read visual tokens."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.q = Linear(dim, dim, bias=True)
-        self.kv = Linear(dim, 2 * dim, bias=True)
-        self.proj = Linear(dim, dim, bias=True)
-
-    def project(self, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, S, D]` to keys and values, `[B, heads, S, 32]`."""
-        key, value = (heads_of(part) for part in self.kv(visual).chunk(2, 2))
-        return key, value
-
-
 class NrtrLayer(nn.Module):
     """Self-attention, cross-attention, MLP; a norm after each."""
 
@@ -95,16 +66,9 @@ class NrtrLayer(nn.Module):
 
         `mask` is float, 0 where a row is seen, -inf elsewhere.
         """
-        x = self.norm1(x + self.own.proj(_attend(query, key, value, mask)))
-        read = _attend(heads_of(self.cross.q(x)), cross_key, cross_value, None)
-        x = self.norm2(x + self.cross.proj(read))
+        x = self.norm1(x + self.own.proj(attend(query, key, value, mask)))
+        x = self.norm2(x + self.cross.look(x, cross_key, cross_value))
         return self.norm3(x + self.fc2(functional.relu(self.fc1(x))))  # type: ignore[no-any-return]
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled attention, `[B, heads, rows, 32]` to `[B, rows, D]`."""
-    scores = (query * HEAD_DIM**-0.5) @ key.transpose(2, 3)
-    return joined(torch.softmax(scores if mask is None else scores + mask, -1) @ value)
 
 
 class NrtrDecoder(nn.Module):

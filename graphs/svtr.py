@@ -99,9 +99,13 @@ class ConvNorm(nn.Module):
             self.norm = nn.Identity()
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention without a mask: `[B, heads, rows, D]`, the queries scaled already, to `[B, rows, heads * D]`."""
-    return joined(torch.softmax(query @ key.transpose(2, 3), -1) @ value)
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention: `[B, heads, rows, D]`, the queries scaled already, to `[B, rows, heads * D]`.
+
+    `mask` is added to the products: 0 where a row is seen, -inf elsewhere; None shows all.
+    """
+    scores = query @ key.transpose(2, 3)
+    return joined(torch.softmax(scores if mask is None else scores + mask, -1) @ value)
 
 
 def heads_of(x: Tensor) -> Tensor:
@@ -134,8 +138,36 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """`[B, S, D]` to the same."""
+        return self.proj(attend(*self.project(x)))  # type: ignore[no-any-return]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, S, D]` to query, scaled, key and value, `[B, heads, S, 32]`."""
         query, key, value = (heads_of(part) for part in self.qkv(x).chunk(3, 2))
-        return self.proj(attend(query * HEAD_DIM**-0.5, key, value))  # type: ignore[no-any-return]
+        return query * HEAD_DIM**-0.5, key, value
+
+
+class CrossAttention(nn.Module):
+    """Rows read other rows, visual tokens for instance; `scale` of their products."""
+
+    def __init__(self, dim: int, scale: float = HEAD_DIM**-0.5) -> None:
+        super().__init__()
+        self.q = Linear(dim, dim, bias=True)
+        self.kv = Linear(dim, 2 * dim, bias=True)
+        self.proj = Linear(dim, dim, bias=True)
+        self.scale = scale
+
+    def forward(self, x: Tensor, read: Tensor) -> Tensor:
+        """`[B, rows, D]` and `[B, S, D]` to `[B, rows, D]`."""
+        return self.look(x, *self.project(read))
+
+    def project(self, read: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, S, D]` to keys and values, `[B, heads, S, 32]`."""
+        key, value = (heads_of(part) for part in self.kv(read).chunk(2, 2))
+        return key, value
+
+    def look(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`[B, rows, D]`, and what `project` gave, to `[B, rows, D]`."""
+        return self.proj(attend(heads_of(self.q(x)) * self.scale, key, value))  # type: ignore[no-any-return]
 
 
 class ConvMixer(nn.Module):

@@ -302,7 +302,7 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: it is not a bundle, or fails a check.
     """
-    bundle = Bundle(path, _read_manifest(path))
+    bundle = Bundle(path, read_manifest(path))
     for name, info in bundle.manifest.files.items():
         _check_file(path, name, info)
     listed = bundle.manifest.files
@@ -328,7 +328,7 @@ def record_quality(path: Path, quality: Quality) -> None:
     Raises:
         BundleError: it is not a bundle, or cannot be written.
     """
-    manifest = dataclasses.replace(_read_manifest(path), quality=quality)
+    manifest = dataclasses.replace(read_manifest(path), quality=quality)
     try:
         write_whole(path / MANIFEST, lambda new: new.write_text(manifest.to_json(), encoding="utf-8"))
     except OSError as error:
@@ -370,7 +370,12 @@ def _stamp_path(bundle: Bundle) -> Path:
     return cache_folder() / "verified" / hashlib.sha256("\n".join(state).encode()).hexdigest()
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """What the bundle at `path` says of itself; its files are not looked at.
+
+    Raises:
+        BundleError: it is not a bundle, or its manifest is damaged.
+    """
     file = path / MANIFEST
     if not file.is_file():
         why = f"it has no {MANIFEST}" if path.exists() else "it does not exist"

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from seqrt.runtime.backends import Engines, open_engines
-from seqrt.runtime.bundle import Bundle, open_bundle
+from seqrt.runtime.bundle import Bundle, open_bundle, read_manifest
 from seqrt.runtime.probe import Probe
 
 Self = TypeVar("Self", bound="Loaded")
@@ -33,7 +33,7 @@ def load(path: str | Path, *, backend: str = "cpu", threads: int = 0, operators:
         EngineError: the engine is missing or refuses the graphs.
         RequestError: unknown backend, negative number of threads, or threads for a GPU.
     """
-    module = import_module(_MODULES[open_bundle(Path(path)).manifest.task])
+    module = import_module(_MODULES[read_manifest(Path(path)).task])
     return module.load(path, backend=backend, threads=threads, operators=operators)
 
 

@@ -15,6 +15,8 @@ np.seterr(divide="raise", invalid="raise", over="raise")
 hypothesis.settings.register_profile("seqrt", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("seqrt")
 
+LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
 
 def write_recognizer(folder: Path, kind: str, seed: int = 0) -> Path:
     """A tiny recogniser with random weights, in seqrt's own layout, that says something else of each image."""
@@ -41,7 +43,7 @@ def write_recognizer(folder: Path, kind: str, seed: int = 0) -> Path:
         model.decoder.classes.weight[:, 0] += 0.6  # words end
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "model.safetensors")
-    settings = {"kind": kind, "height": 32, "width": 64, "recipe": "tv_rgb_bicubic"}
+    settings = {"height": 32, "width": 64, "recipe": "tv_rgb_bicubic", "characters": LETTERS}
     (folder / "config.json").write_text(json.dumps({"recognizer": settings}))
     return folder
 

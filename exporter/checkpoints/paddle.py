@@ -38,11 +38,14 @@ def read_paddle(file: Path) -> dict[str, torch.Tensor]:
     try:
         with file.open("rb") as opened:
             held = _Unpickler(opened).load()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}; give a readable file") from error
     except Exception as error:  # whatever a damaged pickle raises
         raise CheckpointError(
             f"{file} is damaged or holds more than arrays ({one_line(error)}); download it again"
         ) from error
     arrays = {name: value for name, value in held.items() if name != _STRUCTURED} if isinstance(held, dict) else {}
-    if not arrays or not all(isinstance(value, np.ndarray) for value in arrays.values()):
-        raise CheckpointError(f"{file} holds no dictionary of arrays; pass a .pdparams file of a trained model")
+    kinds = {type(name) for name in arrays} | {getattr(value, "dtype", np.dtype("O")).kind for value in arrays.values()}
+    if not arrays or not kinds <= {str, "f", "i", "u", "b"}:
+        raise CheckpointError(f"{file} holds no dictionary of numbers; pass a .pdparams file of a trained model")
     return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}

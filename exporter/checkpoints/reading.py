@@ -1,7 +1,6 @@
 """Plain files of a checkpoint directory: JSON objects and safetensors, whole or in shards."""
 
 import json
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,16 +102,19 @@ def read_torch(file: Path, *inside: str) -> dict[str, torch.Tensor]:
     """
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except PermissionError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}; give a readable file") from error
+    except Exception as error:  # whatever a damaged pickle raises
         raise CheckpointError(
             f"{file} is damaged or holds more than tensors ({one_line(error)}); convert it to safetensors"
         ) from error
     for key in inside:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    is_named = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
+    if not is_named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise CheckpointError(f"{file} holds no dictionary of tensors; convert it to safetensors")
-    return tensors
+    return tensors  # type: ignore[no-any-return]
 
 
 def _shards(index: Path) -> list[Path]:

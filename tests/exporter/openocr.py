@@ -51,6 +51,8 @@ def cppd(config: str, **changes: Any) -> Upstream:
     dim = changes.get("embed_dim", changes.get("dims", (0, 0, 384)))[-1]
     decoder = part("decoders.cppd_decoder", "CPPDDecoder")
     shape["Decoder"].pop("name")
+    if "img_size" in changes:
+        shape["Decoder"]["vis_seq"] = changes["img_size"][0] // 16 * changes["img_size"][1] // 4
     return Upstream(encoder, decoder(in_channels=dim, out_channels=CLASSES.get(config, 95), **shape["Decoder"]))
 
 

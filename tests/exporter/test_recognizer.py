@@ -1,4 +1,4 @@
-"""Recognisers as bundles: what is asked for, what is refused, half precision on pictures of words."""
+"""Recognisers as bundles: what is asked for, and what is refused."""
 
 import collections
 import json
@@ -14,11 +14,10 @@ from tests.exporter import openocr
 
 from seqrt.errors import CheckpointError, ExportError, SeqrtError
 from seqrt.exporter.checkpoints.recognizer import is_recognizer
-from seqrt.exporter.recognizer import export_recognizer
+from seqrt.exporter.recognizer import DICTIONARIES, export_recognizer, read_dictionary
 from seqrt.runtime.bundle import open_bundle
 from seqrt.runtime.recognizer import load
 
-WORDS = Path(__file__).resolve().parents[2] / "src/seqrt/cli/words"
 BUCKETS = ((64, 64), (48, 96), (40, 112), (32, 128))
 
 
@@ -77,7 +76,7 @@ def test_images_of_several_shapes_have_a_graph_each(svtrv2: Path, tmp_path: Path
 def test_dictionaries(recognizer_source: Path, tmp_path: Path) -> None:
     own = "".join(chr(0x4E00 + i) for i in range(36))
     file = tmp_path / "dictionary.txt"
-    file.write_text("\r\n".join(own) + "\n", encoding="utf-8", newline="")
+    file.write_text("\r\n".join(own) + "\n", encoding="utf-8-sig", newline="")  # as Windows writes it
     bundle = export_recognizer(recognizer_source, tmp_path / "bundle", dictionary=file, check=False).bundle
     assert (bundle / "characters.txt").read_text(encoding="utf-8").split("\n") == [*own, ""]
     usual = export_recognizer(recognizer_source, tmp_path / "usual", check=False).bundle
@@ -100,11 +99,25 @@ def test_dictionaries_of_another_length(recognizer_source: Path, text: str, mess
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.skipif(not openocr.INSTALLED, reason="openocr-python is not installed")
+@pytest.mark.parametrize(("name", "count"), [("ic15_dict", 36), ("EN_symbol_dict", 94), ("ppocr_keys_v1", 6623)])
+def test_dictionaries_of_the_authors(name: str, count: int) -> None:
+    found = read_dictionary(openocr.ROOT / f"tools/utils/{name}.txt")
+    assert len(found) == len(set(found)) == count
+    if count < 100:
+        assert "".join(found) == DICTIONARIES[count + 1]
+
+
 def test_what_is_refused(recognizer_source: Path, speller_source: Path, svtrv2: Path, tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     cases: list[tuple[Path, dict[str, Any], type[SeqrtError], str]] = [
         (recognizer_source, {"recipe": "crop"}, ExportError, "--recipe crop is unknown; choose from svtr_bgr_stretch"),
-        (recognizer_source, {"size": (32, 128)}, CheckpointError, "has encoder.positions of [1, 128, 32]"),
+        (
+            recognizer_source,
+            {"size": (32, 128)},
+            CheckpointError,
+            "needs [1, 256, 32]; give the --image-size",
+        ),
         (recognizer_source, {"size": (30, 64)}, CheckpointError, "images of 30 x 64 are not cut evenly"),
         (recognizer_source, {"dictionary": tmp_path / "none"}, ExportError, "--dictionary"),
         (recognizer_source, {"dictionary": tmp_path / "bytes.txt"}, ExportError, "give a text file in UTF-8"),

@@ -137,7 +137,8 @@ def test_training_goes_on_and_ends_in_a_checkpoint(sources: list[str], tmp_path:
     train.main(["--work", str(work), "--steps", "4", *common])
     whole = open_recognizer(work)
     assert isinstance(whole.model, Cppd)
-    assert whole.settings["characters"] == CHARACTERS
+    assert whole.settings is not None
+    assert whole.settings.characters == CHARACTERS
     again = tmp_path / "again"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save", interrupted_after(1, save))
@@ -172,7 +173,7 @@ def interrupted_after(count: int, call: Callable[..., None]) -> Callable[..., No
 def test_half_precision_is_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Cppd(TINY)
-    save(model, tmp_path, "cppd", torch.float16)
+    save(model, tmp_path, torch.float16)
     found = open_recognizer(tmp_path).model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(found[name], value.half().float() if value.is_floating_point() else value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from seqrt.exporter.checkpoints.recognizer import Settings
 from seqrt.graphs.cppd import Cppd, CppdConfig
 from seqrt.graphs.nrtr import Nrtr
 from seqrt.graphs.svtr import SvtrConfig
@@ -27,7 +29,7 @@ TINY = CppdConfig(
 )
 
 
-def save(model: Cppd | Nrtr, folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> None:
+def save(model: Cppd | Nrtr, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes config.json and model.safetensors, weights as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -36,11 +38,12 @@ def save(model: Cppd | Nrtr, folder: Path, kind: str, dtype: torch.dtype = torch
     }
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     encoder = model.config.encoder
-    settings = {
-        "kind": kind,
-        "height": encoder.height,
-        "width": encoder.width,
-        "recipe": RECIPE,
-        "characters": CHARACTERS,
-    }
-    (folder / "config.json").write_text(json.dumps({"recognizer": settings}, indent=2) + "\n", encoding="utf-8")
+    settings = Settings(
+        height=encoder.height,
+        width=encoder.width,
+        row_strides=encoder.row_strides,
+        recipe=RECIPE,
+        characters=CHARACTERS,
+    )
+    text = json.dumps({"recognizer": asdict(settings)}, indent=2)
+    (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")

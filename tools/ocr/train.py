@@ -66,7 +66,7 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
                 bar.set_postfix({name: f"{float(loss.detach()):.3f}" for name, loss in losses.items()})
             if run.step % arguments.every == 0 or run.step == arguments.steps:
                 run.save()
-                save(mean, arguments.work, "cppd")
+                save(mean, arguments.work)
                 told = f"step {run.step}: {right(mean, images, words):.1%} of held-out words read"
                 tqdm.write(told, file=sys.stderr)
 

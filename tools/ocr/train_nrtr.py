@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     found = [word for part in torch.split(images, 100) for word in spell(model, part)]
                 accuracy = sum(one == other for one, other in zip(found, words, strict=True)) / len(words)
                 tqdm.write(f"step {run.step}: {accuracy:.1%} of held-out words read", file=sys.stderr)
-                save(model, arguments.work, "nrtr")
+                save(model, arguments.work)
 
 
 if __name__ == "__main__":

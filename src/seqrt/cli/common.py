@@ -172,6 +172,13 @@ def _check_tree(tree: str) -> None:
         raise RequestError(f"--tree {tree!r:.60}: {error}") from error
 
 
+def refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises RequestError if one of the options, by name, was given; `why` follows its name."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise RequestError(f"--{name} {why}; leave it out")
+
+
 def check_text(flag: str, text: str) -> None:
     """Raises RequestError for text that the shell passed on as bytes that are no UTF-8."""
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from seqrt.cli.common import Json, command
+from seqrt.cli.common import Json, command, refuse
 from seqrt.cli.console import emit, everything_to_stderr, note, status
 from seqrt.errors import ExportError, RequestError, SeqrtError
 from seqrt.runtime.bundle import RECIPES, RESERVED_NAMES, Quality, open_bundle, record_quality
@@ -117,11 +117,11 @@ def export(
         common: dict[str, Any] = {"targets": target or ("ort",), "dtypes": dtype or (), "check": check, "force": force}
         common["progress"] = progress
         if exporter.is_recognizer(source):
-            _refuse(of_models, f"is for language models, and {source} is a recogniser")
+            refuse(of_models, f"is for language models, and {source} is a recogniser")
             size = None if image_size is None else _size(image_size)
             report = exporter.recognizer(source, bundle, dictionary=dictionary, size=size, recipe=recipe, **common)
         else:
-            _refuse(of_recognizers, f"is for recognisers, and {source} is none")
+            refuse(of_recognizers, f"is for recognisers, and {source} is none")
             paths = _head_paths(heads or [], exporter.head_kind)
             options = {"heads": paths, "lud": lud, "quantize": quantize.value, "capacity": capacity}
             report = exporter.model(source, bundle, **options, **common)
@@ -176,13 +176,6 @@ def _exporter() -> _Exporter:
             raise
         raise ExportError(f"{error.name} is not installed; run: pip install 'seqrt[export]'") from error
     return _Exporter(export_model, export_recognizer, is_recognizer, head_kind)
-
-
-def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Raises RequestError if one of the options was given."""
-    for name, value in options.items():
-        if value is not None and value is not False:
-            raise RequestError(f"--{name} {why}; leave it out")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,6 +18,7 @@ from seqrt.cli.common import (
     check_drawing,
     check_output,
     command,
+    refuse,
 )
 from seqrt.cli.console import emit, note, progress
 from seqrt.cli.doctor_jetson import power_mode_here
@@ -25,7 +26,7 @@ from seqrt.cli.profile_words import profile_words
 from seqrt.cli.report.tables import FORMATS, print_profile, warnings
 from seqrt.cli.session import drafted, open_model, prompts_of
 from seqrt.errors import RequestError, SeqrtError
-from seqrt.runtime.bundle import open_bundle
+from seqrt.runtime.bundle import read_manifest
 from seqrt.runtime.options import Options
 from seqrt.runtime.prompts import prompts_sha256
 
@@ -85,7 +86,7 @@ def profile(
     from seqrt.runtime.profiling.run import profile as run
 
     _check(repeat, warmup, pp, tg, as_format)
-    if open_bundle(bundle).manifest.recognizer is not None:
+    if read_manifest(bundle).task == "ocr":
         others: dict[str, object] = {
             "prompts": prompts,
             "draft": draft,
@@ -100,10 +101,10 @@ def profile(
             for field in dataclasses.fields(options)
             if getattr(options, field.name) != getattr(usual, field.name)
         }
-        _refuse(others, "a recogniser")
+        refuse(others, "is of no use to a recogniser")
         profile_words(bundle, images, batch, repeat, warmup, as_format, backend, threads, as_json=as_json)
         return
-    _refuse({"images": images, "batch": batch}, "a language model")
+    refuse({"images": images, "batch": batch}, "is of no use to a language model")
     check_output("--trace", trace)
     check_drawing("--html", html, _PAGE)
     asked = prompts_of(prompts)
@@ -130,13 +131,6 @@ def profile(
     _write_files(document, rows, traced, trace, html)
     if stopped_by is not None:
         raise stopped_by
-
-
-def _refuse(options: Mapping[str, object], kind: str) -> None:
-    """Raises RequestError if one of the options was given."""
-    for name, value in options.items():
-        if value is not None:
-            raise RequestError(f"--{name} is of no use to {kind}; leave it out")
 
 
 def _print(document: dict[str, Any], as_format: str | None) -> None:
