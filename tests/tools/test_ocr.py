@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,16 @@ def test_training_goes_on_and_ends_in_a_checkpoint(sources: list[str], tmp_path:
         assert torch.equal(kept[name], value), name
 
 
+def test_another_model_is_begun_with_as_far_as_it_fits() -> None:
+    torch.manual_seed(0)
+    one, other = Cppd(TINY), Cppd(replace(TINY, num_layers=1))
+    train.begin(other, one.state_dict())
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, one.state_dict()[name]), name
+    with pytest.raises(ValueError, match="of another shape"):
+        train.begin(one, {"decoder.edge": torch.zeros(2)})
+
+
 def interrupted_after(count: int, call: Callable[..., None]) -> Callable[..., None]:
     """Presses Ctrl-C after so many calls."""
     left = [count]
@@ -198,8 +209,9 @@ def test_sets_and_the_bench(
     bench.main([*call, "--json"])
     found = json.loads(capsys.readouterr().out)["held"]
     assert found["images"] == 5
-    assert found["readers"].keys() == {"reader", "speller"}
-    assert all(row["ms"] > 0 and 0 <= row["accuracy"] <= 1 for row in found["readers"].values())
+    assert found["accuracy"].keys() == found["ms"].keys() == found["batches"]["4"].keys() == {"reader", "speller"}
+    assert all(0 <= share <= 1 for share in found["accuracy"].values())
+    assert all(ms > 0 for ms in (*found["ms"].values(), *found["batches"]["4"].values()))
     bench.main(call)
     assert "batch 4" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"give a folder of tools\.ocr\.words"):

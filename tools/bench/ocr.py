@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from rich.table import Table
 from seqrt.runtime.recognizer import Recognizer, load
 
 Read = Callable[[bytes], str]
+_PAUSE_S = 0.05  # the last one's threads spin a little while before they sleep
 _CTC_HEIGHT, _CTC_WIDTH = 48, 320  # of PP-OCR: images are as high, and at least as wide
 
 
@@ -89,24 +90,29 @@ class Ctc:
         return "".join(self.characters[value] for value in kept)
 
 
-def in_turn(readers: Mapping[str, Read], words: Sequence[Word], repeats: int) -> dict[str, dict[str, float]]:
-    """Accuracy, and milliseconds an image: the median over images of each one's best time."""
-    for read in readers.values():
-        read(words[0].data)
+def accuracies(readers: Mapping[str, Read], words: Sequence[Word]) -> dict[str, float]:
+    """Share of words that each reads."""
+    return {
+        name: sum(plain(read(word.data)) == plain(word.label) for word in words) / len(words)
+        for name, read in readers.items()
+    }
+
+
+def in_turn(readers: Mapping[str, Read], words: Sequence[Word], repeats: int) -> dict[str, float]:
+    """Milliseconds an image: the median over images of each one's best time."""
     names = list(readers)
-    right = dict.fromkeys(names, 0)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number, word in enumerate(words):
         best = dict.fromkeys(names, math.inf)
-        for repeat in range(repeats):
+        for _ in range(repeats):
             for name in names[number % len(names) :] + names[: number % len(names)]:
+                sleep(_PAUSE_S)
                 start = perf_counter()
-                text = readers[name](word.data)
+                readers[name](word.data)
                 best[name] = min(best[name], perf_counter() - start)
-                right[name] += repeat == 0 and plain(text) == plain(word.label)
         for name in names:
             times[name].append(1e3 * best[name])
-    return {name: {"accuracy": right[name] / len(words), "ms": statistics.median(times[name])} for name in names}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def batched(models: Mapping[str, Recognizer], words: Sequence[Word], batch: int, repeats: int) -> dict[str, float]:
@@ -115,6 +121,7 @@ def batched(models: Mapping[str, Recognizer], words: Sequence[Word], batch: int,
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 1):
         for name, model in models.items():
+            sleep(_PAUSE_S)
             start = perf_counter()
             model.recognize(images, batch=batch)
             if repeat:  # the first warms up
@@ -128,9 +135,9 @@ def show(results: Mapping[str, Any]) -> None:
         table = Table(title=f"{name}: {found['images']} images")
         for heading in ("recogniser", "words read", "ms an image", *(f"batch {size}" for size in found["batches"])):
             table.add_column(heading, justify="left" if heading == "recogniser" else "right")
-        for reader, row in found["readers"].items():
+        for reader, accuracy in found["accuracy"].items():
             passes = [f"{times[reader]:.2f}" if reader in times else "-" for times in found["batches"].values()]
-            table.add_row(reader, f"{row['accuracy']:.1%}", f"{row['ms']:.2f}", *passes)
+            table.add_row(reader, f"{accuracy:.1%}", f"{found['ms'][reader]:.2f}", *passes)
         Console().print(table)
 
 
@@ -149,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, action="append", default=[])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--most", type=int, help="images of a set")
+    parser.add_argument("--timed", type=int, default=100, help="images of a set that times are taken of")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     models = {bundle.name: load(bundle, threads=arguments.threads) for bundle in arguments.bundles}
@@ -160,11 +167,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     readers |= {name: Ctc(file, arguments.threads).read for name, file in arguments.ctc}
     results = {}
     for name, folder in arguments.set:
-        words = words_of(folder)[: arguments.most]
+        words = words_of(folder)
         results[name] = {
             "images": len(words),
-            "readers": in_turn(readers, words, arguments.repeats),
-            "batches": {size: batched(models, words, size, arguments.repeats) for size in arguments.batch},
+            "accuracy": accuracies(readers, words),
+            "ms": in_turn(readers, words[: arguments.timed], arguments.repeats),
+            "batches": {
+                size: batched(models, words[: arguments.timed], size, arguments.repeats) for size in arguments.batch
+            },
         }
     if arguments.json:
         print(json.dumps(results, indent=2))

@@ -1,4 +1,4 @@
-"""The tiny recogniser, and how recognisers are saved: as `seqrt export` reads them."""
+"""Shapes of recognisers, and how they are saved: as `seqrt export` reads them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ TINY = CppdConfig(
     num_classes=len(CHARACTERS) + 1,
     num_layers=2,
 )
+BASE = CppdConfig(  # the published shape at 32 x 100
+    encoder=SvtrConfig(
+        height=32,
+        width=100,
+        dims=(128, 256, 384),
+        mixers=(("conv",) * 6, ("conv",) * 2 + ("global",) * 4, ("global",) * 4),
+        row_strides=(2, 2),
+    ),
+    num_classes=len(CHARACTERS) + 1,
+    num_layers=3,
+)
+SHAPES = {"tiny": TINY, "base": BASE}
 
 
 def save(model: Cppd | Nrtr, folder: Path, dtype: torch.dtype = torch.float32) -> None:

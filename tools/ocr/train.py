@@ -1,4 +1,4 @@
-"""Trains CPPD Tiny to read words, on pictures that are rendered while it learns.
+"""Trains CPPD to read words, on pictures that are rendered while it learns.
 
     python -m tools.ocr.train --work DIR --fonts DIR... --words FILE... --backgrounds DIR... --steps N
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from tools.ocr.data import Batches, add_sources, fixed, read, renderers, scaled
-from tools.ocr.model import TINY, save
+from tools.ocr.model import SHAPES, save
 from tools.ocr.render import Renderer
 from tools.train.optimise import Optimisation
 from torch import Tensor
@@ -31,30 +31,30 @@ _DECAY = 0.995  # of the mean of the weights
 _CLIP = 5.0
 _SHOWN = 20  # steps between the losses that are shown
 _HELD_OUT = 1000
+_DECIDES = ("shape", "batch", "learning_rate", "seed", "lengthen", "start")  # options that the result depends on
 
 
 def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace) -> None:
     """Trains, and writes the model every `--every` steps and at the end."""
     torch.manual_seed(arguments.seed)
-    model, hints = Cppd(TINY), Hints(TINY)
-    if arguments.encoder is not None:
-        weights = load_file(arguments.encoder)
-        model.encoder.load_state_dict({name: weights[f"encoder.{name}"] for name in model.encoder.state_dict()})
+    config, device = SHAPES[arguments.shape], torch.device(arguments.device)
+    model, hints = Cppd(config), Hints(config)
+    if arguments.start is not None:
+        begin(model, load_file(arguments.start))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))  # type: ignore[no-untyped-call]
     mean: Cppd = average.module  # type: ignore[assignment]
-    both = torch.nn.ModuleDict({"model": model, "average": average, "hints": hints})
+    both = torch.nn.ModuleDict({"model": model, "average": average, "hints": hints}).to(device)
     for parameter in average.parameters():
         parameter.requires_grad_(False)
-    chosen = ("batch", "learning_rate", "seed", "lengthen", "encoder")
-    made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in chosen)
+    made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in _DECIDES)
     run = Optimisation(both, arguments.steps, arguments.learning_rate, 0.015, arguments.work / "state.pt", made_with)
-    images, words = fixed(held_out, _HELD_OUT, TINY)
-    batches = iter(Batches(renderer, TINY, arguments.batch, arguments.seed, run.step, arguments.lengthen).loader())
+    images, words = fixed(held_out, _HELD_OUT, config)
+    batches = iter(Batches(renderer, config, arguments.batch, arguments.seed, run.step, arguments.lengthen).loader())
     with tqdm(total=arguments.steps, initial=run.step, desc="train", unit="step", mininterval=5) as bar:
         while run.step < arguments.steps:
-            image, label = next(batches)
+            image, label = (part.to(device) for part in next(batches))
             model.train()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16):
                 visual = model.encoder(scaled(image))
                 losses = model.loss(visual, label) | hints(visual, label)
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -67,8 +67,17 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
             if run.step % arguments.every == 0 or run.step == arguments.steps:
                 run.save()
                 save(mean, arguments.work)
-                told = f"step {run.step}: {right(mean, images, words):.1%} of held-out words read"
+                told = f"step {run.step}: {right(mean, images.to(device), words):.1%} of held-out words read"
                 tqdm.write(told, file=sys.stderr)
+
+
+def begin(model: Cppd, weights: Mapping[str, Tensor]) -> None:
+    """Gives the model those weights of another one that fit it: all, or the encoder's where only that is the same."""
+    own = model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not any(name.startswith("encoder.") for name in fitting):
+        raise ValueError("--start is of another shape; give a recogniser of this one")
+    model.load_state_dict(fitting, strict=False)
 
 
 class Hints(torch.nn.Module):
@@ -111,7 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sources(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of the model and of what a stopped run needs")
-    parser.add_argument("--encoder", type=Path, help="model.safetensors whose encoder this one begins with")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny", help="base is for a GPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--start", type=Path, help="model.safetensors whose weights this one begins with, as far as they fit"
+    )
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
