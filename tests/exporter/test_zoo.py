@@ -42,14 +42,12 @@ WORDS = Path(__file__).resolve().parents[2] / "src/seqrt/cli/words"
 MOST_DIFFERENCE, LARGEST_HALF = 0.02, 65504
 
 
-def test_recognisers_are_whole_and_small() -> None:
-    sizes = [file.stat().st_size for name in ("cppd-tiny", "nrtr-tiny") for file in (ZOO / name).iterdir()]
-    assert sum(sizes) < 25e6
-    for name, kind in (("cppd-tiny", "cppd"), ("nrtr-tiny", "nrtr")):
-        read = open_recognizer(ZOO / name)
-        assert (read.kind, read.config.num_classes) == (kind, 37)
-        assert read.settings is not None
-        assert read.settings.recipe == "tv_rgb_bicubic"
+def test_the_recogniser_is_whole_and_small() -> None:
+    assert sum(file.stat().st_size for file in (ZOO / "cppd-tiny").iterdir()) < 25e6
+    read = open_recognizer(ZOO / "cppd-tiny")
+    assert (read.kind, read.config.num_classes) == ("cppd", 37)
+    assert read.settings is not None
+    assert read.settings.recipe == "tv_rgb_bicubic"
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +66,6 @@ def test_the_recogniser_reads(tiny: Path) -> None:
     right = [word for word, file in zip(found, files, strict=True) if word.text == file.stem]
     assert len(right) >= 10, [word.text for word in found]
     assert min(word.confidence for word in right) > 0.5
-
-
-@pytest.mark.slow
-def test_the_counterpart_reads_too(tmp_path: Path) -> None:
-    files = sorted(WORDS.glob("*.jpg"))
-    bundle = export_recognizer(ZOO / "nrtr-tiny", tmp_path / "nrtr-tiny").bundle
-    with load(bundle) as reader:
-        found = reader.recognize(files, batch=4)
-    assert sum(word.text == file.stem for word, file in zip(found, files, strict=True)) >= 8, found
 
 
 @pytest.mark.slow
@@ -99,7 +88,7 @@ def test_half_precision_reads_the_same(tiny: Path) -> None:
         mixer.register_forward_hook(lambda mixer, given, _: seen.append(largest_product(mixer, *given)))
     with torch.no_grad():
         model(torch.from_numpy(images))
-    assert len(seen) == 5
+    assert len(seen) == 5  # two layers of each stream, and the edges
     assert 1 < max(seen) < LARGEST_HALF / 10
 
 
