@@ -129,6 +129,7 @@ def test_metadata(metadata: Message) -> None:
         "tensorrt",
         "rtx",
         "export",
+        "ocr",
         "plot",
         "train",
         "dev",
