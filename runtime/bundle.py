@@ -16,7 +16,7 @@ from typing import Final
 
 from seqrt.errors import BundleError
 from seqrt.runtime.files import write_whole
-from seqrt.runtime.records import parse
+from seqrt.runtime.records import parse as parse  # the exporter reads settings with it too
 
 SCHEMA: Final = 1
 MANIFEST: Final = "seqrt.json"

@@ -19,8 +19,7 @@ from seqrt.exporter.checkpoints.recognizer_names import UNUSED, State, is_turned
 from seqrt.graphs.cppd import Cppd, CppdConfig
 from seqrt.graphs.nrtr import Nrtr, NrtrConfig
 from seqrt.graphs.svtr import PATCH, Mixer, SvtrConfig
-from seqrt.runtime.bundle import RECIPES, Size
-from seqrt.runtime.records import parse
+from seqrt.runtime.bundle import RECIPES, Size, parse
 
 Kind = Literal["cppd", "nrtr"]
 

@@ -226,7 +226,7 @@ def _rounds(
         for number, prompt in enumerate(prompts):
             before()
             answers: dict[int, list[Answer]] = {}
-            for place in _rotated(len(wanted), number + round_):
+            for place in rotated(len(wanted), number + round_):
                 answers[place] = _play(model, recorder, prompt, wanted[place], names[number], round_)
                 advance()
             yield [answers[place] for place in range(len(wanted))]
@@ -237,7 +237,8 @@ def joined(arrays: Iterable[Seconds]) -> Seconds:
     return np.concatenate([np.empty(0), *arrays])
 
 
-def _rotated(count: int, by: int) -> list[int]:
+def rotated(count: int, by: int) -> list[int]:
+    """The places of so many, another one first each time."""
     return [(place + by) % count for place in range(count)]
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from seqrt.errors import SeqrtError
 from seqrt.runtime.probe import Recorder, Timeline, nvtx_ranges
+from seqrt.runtime.profiling.measure import rotated
 from seqrt.runtime.profiling.report import Row, shares
 from seqrt.runtime.profiling.run import Document, Watch, document
 from seqrt.runtime.profiling.statistics import percentiles, spread
-from seqrt.runtime.recognizer import STAGES, Recognition, Recognizer
+from seqrt.runtime.recognizer import STAGES, Recognizer
 
 if TYPE_CHECKING:
     from seqrt.runtime.images import Source
@@ -133,8 +134,7 @@ def profile(
         for round_ in range(repeat):
             watch.pulse.beat()
             made: dict[int, Pass] = {}
-            for place in range(len(found)):
-                at = (place + round_) % len(found)
+            for at in rotated(len(found), round_):
                 made[at] = _pass(model, images, found[at].batch, recorder)
                 advance()
             for at, one in enumerate(found):
@@ -150,7 +150,6 @@ def profile(
 def _pass(model: Recognizer, images: "Sequence[Source]", batch: int, recorder: _Batches) -> Pass:
     recorder.timelines = []
     recorder.clear()
-    read: list[Recognition] = []
     with model.attached(recorder):
         start = perf_counter()
         read = model.recognize(images, batch=batch)

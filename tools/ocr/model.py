@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from seqrt.exporter.checkpoints.recognizer import Settings
+from seqrt.exporter.recognizer import DICTIONARIES
 from seqrt.graphs.cppd import Cppd, CppdConfig
 from seqrt.graphs.nrtr import Nrtr
 from seqrt.graphs.svtr import SvtrConfig
 
-CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+CHARACTERS = DICTIONARIES[37]
 RECIPE = "tv_rgb_bicubic"
 TINY = CppdConfig(
     encoder=SvtrConfig(

@@ -55,9 +55,9 @@ def status() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function that moves a bar on by one, on stderr when it is a terminal."""
-    if not sys.stderr.isatty():
+def progress(description: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
+    """A function that moves a bar on by one, on stderr when it is a terminal and the bar is not hidden."""
+    if hidden or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console

@@ -1,8 +1,8 @@
 """`seqrt ocr`: words in images."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -51,7 +51,7 @@ def ocr(
     items: list[dict[str, Any]] = []
     failed = 0
     # Lines on a terminal show how far it is by themselves.
-    with _bar(len(files), hidden=not as_json and sys.stdout.isatty()) as advance:
+    with progress("reading", len(files), hidden=not as_json and sys.stdout.isatty()) as advance:
         for file, found in _in_order(recognizer, files, batch):
             advance()
             items.append(_item(file, found))
@@ -68,14 +68,6 @@ def ocr(
         emit({"items": items})
     if failed:
         raise typer.Exit(FAILURE)
-
-
-def _bar(total: int, *, hidden: bool) -> AbstractContextManager[Callable[[], None]]:
-    return nullcontext(_nothing) if hidden else progress("reading", total)
-
-
-def _nothing() -> None:
-    pass
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

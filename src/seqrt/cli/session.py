@@ -13,6 +13,7 @@ from seqrt.runtime.options import NO_DRAFT, PAPER, Options
 from seqrt.runtime.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
+    from seqrt.runtime.loaded import Loaded
     from seqrt.runtime.model import Model
     from seqrt.runtime.recognizer import Recognizer
 
@@ -30,8 +31,7 @@ def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "M
     from seqrt.runtime.model import load
 
     model = load(bundle, backend=backend, threads=threads)
-    if (context := get_current_context(silent=True)) is not None:
-        context.call_on_close(model.close)  # memory of a GPU, and kernels that were compiled for it
+    _close_at_end(model)
     for options in wanted:
         model.drafter(options)
     if wanted:
@@ -50,9 +50,14 @@ def open_recognizer(bundle: Path, backend: str, threads: int) -> "Recognizer":
     from seqrt.runtime.recognizer import load
 
     recognizer = load(bundle, backend=backend, threads=threads)
-    if (context := get_current_context(silent=True)) is not None:
-        context.call_on_close(recognizer.close)
+    _close_at_end(recognizer)
     return recognizer
+
+
+def _close_at_end(loaded: "Loaded") -> None:
+    """Gives back memory of a GPU, and keeps kernels that were compiled for it, when the command ends."""
+    if (context := get_current_context(silent=True)) is not None:
+        context.call_on_close(loaded.close)
 
 
 def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> list[Options]:
