@@ -154,6 +154,11 @@ def test_inspect_says_what_it_reads(seqrt: Seqrt, recognizer_bundle: Path) -> No
     assert (document["task"], document["model"], document["recognizer"]["kind"]) == ("ocr", None, "cppd")
 
 
+def test_export_says_what_is_not_in_the_weights(seqrt: Seqrt, recognizer_source: Path, tmp_path: Path) -> None:
+    lines = seqrt("export", recognizer_source, tmp_path / "bundle").out
+    assert "images of 32x64, made ready as tv_rgb_bicubic, with 36 characters; if not: --image-size" in lines
+
+
 def test_other_commands_say_what_the_bundle_is_for(seqrt: Seqrt, recognizer_bundle: Path) -> None:
     for command in ("chat", "tune", "verify"):
         assert "is a bundle for `seqrt ocr` and generates no text" in seqrt(command, recognizer_bundle).error

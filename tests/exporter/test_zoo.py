@@ -14,6 +14,7 @@ from seqrt.exporter.checkpoints.recognizer import open_recognizer
 from seqrt.exporter.recognizer import export_recognizer
 from seqrt.graphs.cppd import Cppd
 from seqrt.graphs.svtr import heads_of
+from seqrt.runtime.bundle import open_bundle
 from seqrt.runtime.images import prepare, read_image
 from seqrt.runtime.recognizer import load
 
@@ -72,9 +73,10 @@ def test_the_recogniser_reads(tiny: Path) -> None:
 def test_half_precision_reads_the_same(tiny: Path) -> None:
     """On pictures of words: norms, and products that are not scaled, stay within what fp16 holds (A.11)."""
     files = sorted(WORDS.glob("*.jpg"))
-    images = np.empty((len(files), 3, 32, 100), np.float32)
+    reader = open_bundle(tiny).manifest.reader
+    images = np.empty((len(files), 3, *reader.sizes[0]), np.float32)
     for out, file in zip(images, files, strict=True):
-        prepare(read_image(file), "tv_rgb_bicubic", (32, 100), out)
+        prepare(read_image(file), reader.recipe, reader.sizes[0], out)
     exact, half = (
         np.asarray(run_exact(tiny / f"graphs/{name}.onnx", {"image": images})["probabilities"], np.float32)
         for name in ("recognizer", "recognizer.rtx-fp16")

@@ -121,13 +121,13 @@ def test_batches_begin_with_single_characters(renderer: Renderer) -> None:
     again = [image for (image, _), _ in zip(batches, range(6), strict=False)][5]
     assert torch.equal(later, again)
     assert later.dtype == torch.uint8
-    assert later.shape == (4, 3, 32, 100)
+    assert later.shape == (4, 3, 32, 128)
 
 
 def test_pictures_are_made_ready_as_the_runtime_does(renderer: Renderer) -> None:
     image, _ = renderer.sample(np.random.default_rng(0))
-    out = np.empty((3, 32, 100), np.float32)
-    prepare(image, "tv_rgb_bicubic", (32, 100), out)
+    out = np.empty((3, 32, 128), np.float32)
+    prepare(image, "tv_rgb_bicubic", (32, 128), out)
     torch.testing.assert_close(scaled(pixels(image, TINY)), torch.from_numpy(out))
 
 
@@ -166,6 +166,19 @@ def test_another_model_is_begun_with_as_far_as_it_fits() -> None:
         assert torch.equal(value, one.state_dict()[name]), name
     with pytest.raises(ValueError, match="of another shape"):
         train.begin(one, {"decoder.edge": torch.zeros(2)})
+
+
+def test_positions_are_stretched_along_the_words() -> None:
+    wide, narrow = Cppd(TINY), Cppd(replace(TINY, encoder=replace(TINY.encoder, width=64)))
+    weights = narrow.state_dict()
+    for name, rows in (("encoder.positions", 8), ("decoder.positions", 2)):
+        dim = weights[name].shape[2]
+        place = torch.arange(rows)[:, None] * 100.0 + torch.arange(16.0)
+        weights[name] = place.reshape(1, -1, 1).expand(1, -1, dim)
+        train.begin(wide, weights)
+        found = wide.state_dict()[name].reshape(rows, 32, dim)[..., 0]
+        inner = torch.arange(rows)[:, None] * 100.0 + torch.arange(0.25, 15, 0.5)  # half as far apart
+        torch.testing.assert_close(found[:, 1:-1], inner)
 
 
 def interrupted_after(count: int, call: Callable[..., None]) -> Callable[..., None]:

@@ -72,12 +72,25 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
 
 
 def begin(model: Cppd, weights: Mapping[str, Tensor]) -> None:
-    """Gives the model those weights of another one that fit it: all, or the encoder's where only that is the same."""
-    own = model.state_dict()
+    """Gives the model those weights of another one that fit it: all, or the encoder's where only that is the same.
+
+    Positions of narrower or wider images of the same height are stretched to its own.
+    """
+    own, weights = model.state_dict(), dict(weights)
+    rows, columns = model.config.encoder.grid
+    for name, count in (("encoder.positions", rows), ("decoder.positions", model.config.encoder.num_tokens // columns)):
+        if name in weights:
+            weights[name] = stretched(weights[name], count, columns)
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not any(name.startswith("encoder.") for name in fitting):
         raise ValueError("--start is of another shape; give a recogniser of this one")
     model.load_state_dict(fitting, strict=False)
+
+
+def stretched(table: Tensor, rows: int, columns: int) -> Tensor:
+    """A table of positions `[1, rows x other columns, D]` for so many columns."""
+    lines = table.reshape(rows, -1, table.shape[2]).transpose(1, 2)
+    return functional.interpolate(lines, size=columns, mode="linear").transpose(1, 2).reshape(1, rows * columns, -1)
 
 
 class Hints(torch.nn.Module):

@@ -151,6 +151,12 @@ def export(
         return
     kinds = ", ".join(manifest.variants)
     print(f"{bundle}: {report.name}, {kinds}, quantization {quantize.value}, {num_bytes / 1e6:.1f} MB, {seconds:.1f} s")
+    if (reader := manifest.recognizer) is not None:
+        sizes = ", ".join(f"{height}x{width}" for height, width in reader.sizes)
+        print(
+            f"taken to be trained on images of {sizes}, made ready as {reader.recipe}, with"
+            f" {reader.num_classes - 1} characters; if not: --image-size, --recipe, --dictionary"
+        )
     _print(report, measured)
 
 
