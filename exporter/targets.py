@@ -119,8 +119,9 @@ _SINCE: Final[Mapping[str, Mapping[Engine, tuple[int, int]]]] = {
 }
 _BASICS: Final = """
 Add And Cast Clip Concat ConstantOfShape Conv Cos Div Equal Erf Exp Expand Gather GatherElements GatherND Gelu Gemm
-GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log MatMul Mul Neg Or Pad Pow Range ReduceMean ReduceSum
-Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log LogSoftmax MatMul Mul Neg Or Pad Pow Range ReduceMean
+ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose
+Unsqueeze Where
 """
 _ALWAYS: Final = frozenset(_BASICS.split())
 _ENGINES: Final[Mapping[Engine, str]] = {"ort": "ONNX Runtime", "rtx": "TensorRT-RTX", "trt": "TensorRT"}

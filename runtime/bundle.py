@@ -23,12 +23,14 @@ MANIFEST: Final = "seqrt.json"
 _TASKS: Final = {  # the command of each, and what a bundle of another cannot do
     "generate": ("run", "generates no text"),
     "ocr": ("ocr", "reads no images"),
+    "solve": ("solve", "solves no instances"),
 }
 _ROLES: Final = ("decoder", "logits", "score", "compaction")  # graphs of every bundle that generates
 RESERVED_NAMES: Final = ("none", "lookup", "recycling", "corpus", "lud", *_ROLES)  # not for heads
 CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it computes fewer in another way (decision 6)
 STATIC_ROOM: Final = 512  # rows of caches beyond the capacity in graphs for TensorRT: most of a prompt in one call
 CHARACTERS: Final = "characters.txt"  # of a recogniser, one a line, in the order of its classes
+SOLVER_TASKS: Final = ("tour", "hull", "triangulation", "permutation", "none")  # what the answers of a solver are
 RECIPES: Final = ("svtr_bgr_stretch", "svtr_bgr_pad", "tv_rgb_bicubic")  # how images are made ready (runtime/images.py)
 INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
 _MAX_MANIFEST_BYTES: Final = 1 << 24
@@ -147,6 +149,32 @@ class RecognizerInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SolverInfo:
+    """What points at its inputs.
+
+    Attributes:
+        kind: of graph: "ptrnet", "set" or "attention".
+        task: what its answers are, of SOLVER_TASKS.
+        input_dim: numbers of a point.
+        sizes: most points of the graphs, ascending; an instance goes to the first that holds it.
+        has_end: it says itself where an answer ends.
+        is_told: it must be told where to begin.
+    """
+
+    kind: str
+    task: str
+    input_dim: int
+    sizes: tuple[int, ...]
+    has_end: bool
+    is_told: bool
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of its graphs: for each size one that reads an instance, and one that points."""
+        return tuple(f"{graph}.{size}" for size in self.sizes for graph in ("encode", "step"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """What quantisation cost, measured on `tokens` tokens: perplexities and how often the top token is the same."""
 
@@ -169,8 +197,8 @@ class Manifest:
     """Contents of `seqrt.json`.
 
     Attributes:
-        task: "generate" or "ocr"; the bundle has `model` or `recognizer` accordingly.
-        capacity: most tokens of prompt and answer, or characters of a word.
+        task: "generate", "ocr" or "solve"; the bundle has `model`, `recognizer` or `solver` accordingly.
+        capacity: most tokens of prompt and answer, characters of a word, or points.
     """
 
     name: str
@@ -180,6 +208,7 @@ class Manifest:
     quantization: str
     model: ModelInfo | None = None
     recognizer: RecognizerInfo | None = None
+    solver: SolverInfo | None = None
     graphs: tuple[GraphInfo, ...]
     heads: tuple[HeadInfo, ...] = ()
     units: UnitsInfo | None = None
@@ -220,9 +249,23 @@ class Manifest:
         return self.recognizer
 
     @property
+    def pointer(self) -> SolverInfo:
+        """What points at its inputs.
+
+        Raises:
+            BundleError: the bundle is for another task.
+        """
+        self.require("solve")
+        assert self.solver is not None
+        return self.solver
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Graphs that every variant has, draft heads excepted."""
-        return _ROLES if self.recognizer is None else self.recognizer.roles
+        for part in (self.recognizer, self.solver):
+            if part is not None:
+                return part.roles
+        return _ROLES
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -403,7 +446,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _check_task(manifest: Manifest, file: Path) -> None:
-    parts = {"generate": manifest.model, "ocr": manifest.recognizer}
+    parts = {"generate": manifest.model, "ocr": manifest.recognizer, "solve": manifest.solver}
     held = [task for task, part in parts.items() if part is not None]
     if held != [manifest.task]:
         raise BundleError(f"{file}: the task is {manifest.task!r}, the bundle is made for {held}; export again")
@@ -423,6 +466,13 @@ def _check_shapes(manifest: Manifest, file: Path) -> None:
             raise BundleError(
                 f"{file}: a recogniser {reader.kind!r} with recipe {reader.recipe!r} is unknown; export again with this"
                 " version of seqrt"
+            )
+    if (solver := manifest.solver) is not None:
+        sizes |= {"input_dim": solver.input_dim, **{f"sizes[{i}]": size for i, size in enumerate(solver.sizes)}}
+        if not solver.sizes or list(solver.sizes) != sorted(set(solver.sizes)) or solver.task not in SOLVER_TASKS:
+            raise BundleError(
+                f"{file}: a solver of {solver.task!r} with sizes {list(solver.sizes)} is unknown; export again with"
+                " this version of seqrt"
             )
     for head in manifest.heads:
         sizes |= {f"heads.{head.name}.num_heads": head.num_heads, f"heads.{head.name}.top_k": head.top_k}

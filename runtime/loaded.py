@@ -14,13 +14,17 @@ from seqrt.runtime.probe import Probe
 Self = TypeVar("Self", bound="Loaded")
 
 # What loads a bundle of each task; a module that is not asked for is not imported.
-_MODULES: Final = {"generate": "seqrt.runtime.model", "ocr": "seqrt.runtime.recognizer"}
+_MODULES: Final = {
+    "generate": "seqrt.runtime.model",
+    "ocr": "seqrt.runtime.recognizer",
+    "solve": "seqrt.runtime.solver",
+}
 
 
 def load(path: str | Path, *, backend: str = "cpu", threads: int = 0, operators: bool = False) -> Any:
-    """Loads a bundle: a `Model` that generates text, or a `Recognizer` that reads words in images.
+    """Loads a bundle: a `Model` that generates text, a `Recognizer` of words in images, or a `Solver` of instances.
 
-    `seqrt.runtime.model.load` and `seqrt.runtime.recognizer.load` do the same with a type that a checker knows.
+    `load` of `seqrt.runtime.model`, `recognizer` and `solver` do the same with a type that a checker knows.
 
     Args:
         path: the bundle's directory.

@@ -36,6 +36,7 @@ _COMMANDS: Final = (
     "run",
     "chat",
     "ocr",
+    "solve",
     "profile",
     "compare",
     "tune",

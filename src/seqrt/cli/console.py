@@ -55,8 +55,11 @@ def status() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
-    """A function that moves a bar on by one, on stderr when it is a terminal and the bar is not hidden."""
+def progress(description: str, total: int | None, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
+    """A function that moves a bar on by one, on stderr when it is a terminal and the bar is not hidden.
+
+    Of a total that nobody knows, None, the bar says how many there were.
+    """
     if hidden or not sys.stderr.isatty():
         yield lambda: None
         return

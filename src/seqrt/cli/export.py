@@ -15,11 +15,12 @@ import typer
 from seqrt.cli.common import Json, command, refuse
 from seqrt.cli.console import emit, everything_to_stderr, note, status
 from seqrt.errors import ExportError, RequestError, SeqrtError
-from seqrt.runtime.bundle import RECIPES, RESERVED_NAMES, Quality, open_bundle, record_quality
+from seqrt.runtime.bundle import RECIPES, RESERVED_NAMES, SOLVER_TASKS, Quality, open_bundle, record_quality
 
 if TYPE_CHECKING:
     from seqrt.exporter.export import Report
 
+_MODEL, _RECOGNIZER, _SOLVER = "language model", "recogniser", "pointer model"
 _NAME: Final = re.compile(r"[A-Za-z][\w-]*")
 
 
@@ -37,8 +38,8 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Hugging Face directory or GGUF file; or a CPPD: .pth of OpenOCR, .pdparams of PaddleOCR, directory of"
-            " tools/zoo.",
+            help="Hugging Face directory or GGUF file; CPPD: .pth of OpenOCR, .pdparams of PaddleOCR; pointer model:"
+            " .pt or .ckpt; directory of tools/zoo.",
             show_default=False,
         ),
     ],
@@ -99,32 +100,53 @@ def export(
             show_default=False,
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help=f"Of a pointer model: {', '.join(SOLVER_TASKS)}; what its weights say.",
+            show_default=False,
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N]", help="Of a pointer model: most points of its graphs; 5,10,20,50,100.", show_default=False
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Compare every graph with torch.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at BUNDLE.")] = False,
     quality: Annotated[bool, typer.Option(help="Measure what quantisation costs.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Make a bundle of a model and its draft heads, or of a text recogniser.
+    """Make a bundle of a model and its draft heads, of a text recogniser, or of a pointer model.
 
     Nothing appears at BUNDLE before it is complete and checked; an export that fails before leaves nothing
     behind. What quantisation costs is measured afterwards: where that fails, the bundle stays without it.
     """
     start = perf_counter()
-    of_models = {"heads": heads, "lud": lud, "quantize": quantize is not Quantization.none, "capacity": capacity}
-    of_recognizers = {"dictionary": dictionary, "image-size": image_size, "recipe": recipe}
+    options: dict[str, dict[str, object]] = {  # by what they are for
+        _MODEL: {"heads": heads, "lud": lud, "quantize": quantize is not Quantization.none, "capacity": capacity},
+        _RECOGNIZER: {"dictionary": dictionary, "image-size": image_size, "recipe": recipe},
+        _SOLVER: {"task": task, "sizes": sizes},
+    }
     with everything_to_stderr(), status() as progress:
         exporter, measured = _exporter(), None
         common: dict[str, Any] = {"targets": target or ("ort",), "dtypes": dtype or (), "check": check, "force": force}
         common["progress"] = progress
-        if exporter.is_recognizer(source):
-            refuse(of_models, f"is for language models, and {source} is a recogniser")
+        family = exporter.family(source)
+        for other in options.keys() - {family} if source.exists() else ():
+            refuse(options[other], f"is for a {other}, and {source} is a {family}")
+        if family == _RECOGNIZER:
             size = None if image_size is None else _size(image_size)
             report = exporter.recognizer(source, bundle, dictionary=dictionary, size=size, recipe=recipe, **common)
+        elif family == _SOLVER:
+            points = None if sizes is None else _points(sizes)
+            report = exporter.solver(source, bundle, task=task, sizes=points, **common)
         else:
-            refuse(of_recognizers, f"is for recognisers, and {source} is none")
             paths = _head_paths(heads or [], exporter.head_kind)
-            options = {"heads": paths, "lud": lud, "quantize": quantize.value, "capacity": capacity}
-            report = exporter.model(source, bundle, **options, **common)
+            own = {"heads": paths, "lud": lud, "quantize": quantize.value, "capacity": capacity}
+            report = exporter.model(source, bundle, **own, **common)
             is_ort = any(name.startswith("ort") for name in common["targets"])
             if quality and quantize is not Quantization.none and is_ort:
                 measured = _measured(source, lud, bundle, progress)
@@ -162,11 +184,12 @@ def export(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Exporter:
-    """What exports models and recognisers, and what tells sources and heads apart."""
+    """What exports each family, and what tells sources and heads apart."""
 
     model: Callable[..., "Report"]
     recognizer: Callable[..., "Report"]
-    is_recognizer: Callable[[Path], bool]
+    solver: Callable[..., "Report"]
+    family: Callable[[Path], str]
     head_kind: Callable[[Path], str]
 
 
@@ -174,14 +197,22 @@ def _exporter() -> _Exporter:
     """The exporter, with a plain word where its libraries are missing."""
     try:
         from seqrt.exporter.checkpoints.recognizer import is_recognizer
+        from seqrt.exporter.checkpoints.solver import is_solver
         from seqrt.exporter.export import export as export_model
         from seqrt.exporter.heads.read import head_kind
         from seqrt.exporter.recognizer import export_recognizer
+        from seqrt.exporter.solver import export_solver
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("seqrt"):
             raise
         raise ExportError(f"{error.name} is not installed; run: pip install 'seqrt[export]'") from error
-    return _Exporter(export_model, export_recognizer, is_recognizer, head_kind)
+
+    def family(source: Path) -> str:
+        if is_solver(source):
+            return _SOLVER
+        return _RECOGNIZER if is_recognizer(source) else _MODEL
+
+    return _Exporter(export_model, export_recognizer, export_solver, family, head_kind)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -194,6 +225,18 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise RequestError(f"--image-size is {text!r:.40}; give height and width, such as 32x100")
     return int(match[1]), int(match[2])
+
+
+def _points(text: str) -> list[int]:
+    """Numbers of points.
+
+    Raises:
+        RequestError: it is no list of such.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RequestError(f"--sizes is {text!r:.40}; give numbers with commas between, such as 20,50") from error
 
 
 def _head_paths(texts: Sequence[str], kind_of: Callable[[Path], str]) -> dict[str, Path]:

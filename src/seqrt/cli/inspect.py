@@ -72,6 +72,9 @@ def _describe(manifest: Manifest, num_bytes: int) -> list[tuple[str, str]]:
             ("words", f"up to {manifest.capacity} of {reader.num_classes - 1} characters"),
             ("images", f"{sizes} pixels (height x width), {reader.recipe}"),
         ]
+    if (solver := manifest.solver) is not None:
+        sizes = ", ".join(map(str, solver.sizes))
+        lines.append(("points", f"{solver.task} of points with {solver.input_dim} numbers; graphs for up to {sizes}"))
     if manifest.quality is not None:
         quality = manifest.quality
         lines.append(("perplexity", f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"))

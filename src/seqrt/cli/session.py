@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from seqrt.runtime.loaded import Loaded
     from seqrt.runtime.model import Model
     from seqrt.runtime.recognizer import Recognizer
+    from seqrt.runtime.solver import Solver
 
 _BUILT_IN: Final = Path(__file__).with_name("prompts.jsonl")
 
@@ -52,6 +53,21 @@ def open_recognizer(bundle: Path, backend: str, threads: int) -> "Recognizer":
     recognizer = load(bundle, backend=backend, threads=threads)
     _close_at_end(recognizer)
     return recognizer
+
+
+def open_solver(bundle: Path, backend: str, threads: int) -> "Solver":
+    """Loads a bundle that points, for as long as the command runs.
+
+    Raises:
+        BundleError: it is not a bundle, damaged, or for another task.
+        EngineError: the engine is missing or refuses the graphs.
+        RequestError: the value of an option is out of range.
+    """
+    from seqrt.runtime.solver import load
+
+    solver = load(bundle, backend=backend, threads=threads)
+    _close_at_end(solver)
+    return solver
 
 
 def _close_at_end(loaded: "Loaded") -> None:

@@ -1,0 +1,271 @@
+"""Pointer models as others and seqrt save them.
+
+    others   .pt, .pth or .ckpt, see solver_names.py
+    seqrt    a directory with config.json and model.safetensors, in the names of the graphs themselves
+
+Sizes are read off the tensors. What tensors do not say is taken from the hyper-parameters in the file, from `args.json`
+beside it as attention-learn-to-route writes it, or is what these projects use.
+"""
+
+import pickle
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from seqrt.errors import CheckpointError
+from seqrt.exporter.checkpoints.reading import Safetensors, one_line, read_json
+from seqrt.exporter.checkpoints.solver_names import State, layout_of, unwrapped
+from seqrt.graphs.attention_model import AttentionModel, AttentionModelConfig, NormKind
+from seqrt.graphs.pointing import PointerModel
+from seqrt.graphs.ptrnet import PtrNet, PtrNetConfig
+from seqrt.graphs.read_process_write import ReadProcessWrite, SetConfig
+from seqrt.runtime.bundle import SOLVER_TASKS, parse
+
+Kind = Literal["ptrnet", "set", "attention"]
+
+_CONFIG: Final = "config.json"
+_KEY: Final = "solver"  # of config.json
+_ARGUMENTS: Final = "args.json"
+_INSIDE: Final = ("state_dict", "model", "model_state_dict")  # of Lightning, attention-learn-to-route, POMO
+_CLIP: Final = 10.0
+_HEADS: Final = 8
+_TOURS: Final = ("tsp", "TSP")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What config.json says beside a pointer model of seqrt.
+
+    Attributes:
+        kind: of graph.
+        task: what its answers are, of `bundle.SOLVER_TASKS`.
+        num_process: steps of a set model's process.
+        num_heads, norm: of an attention model.
+        clip: bound of the scores; 0 for none.
+    """
+
+    kind: str
+    task: str
+    num_process: int = 0
+    num_heads: int = _HEADS
+    norm: str = "batch"
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ptrnet", "set", "attention") or self.task not in SOLVER_TASKS:
+            raise ValueError(f"a {self.kind!r:.40} for {self.task!r:.40} is unknown; choose from {SOLVER_TASKS}")
+
+
+@dataclass(frozen=True, slots=True)
+class SolverCheckpoint:
+    """A pointer model that was read.
+
+    Attributes:
+        name: for people.
+        kind: of graph.
+        model: in eval mode, with its weights.
+        task: what its answers are; None if nobody says.
+        is_told: it must be told where to begin, as POMO's are trained.
+    """
+
+    name: str
+    kind: Kind
+    model: PointerModel
+    task: str | None
+    is_told: bool
+
+
+def is_solver(path: Path) -> bool:
+    """Whether `path` looks like a pointer model: by its config.json, or by its tensors."""
+    if path.is_dir():
+        return (path / _CONFIG).is_file() and _KEY in read_json(path / _CONFIG)
+    if path.suffix not in (".pt", ".pth", ".ckpt") or not path.is_file():
+        return False
+    try:
+        layout_of(_stored(path)[0])
+    except CheckpointError:
+        return False
+    return True
+
+
+def open_solver(path: Path) -> SolverCheckpoint:
+    """Reads a pointer model.
+
+    Raises:
+        CheckpointError: missing, damaged, no pointer model, or one for another problem.
+    """
+    if path.is_dir():
+        return _own(path)
+    state, hints = _stored(path)
+    hints = (read_json(path.with_name(_ARGUMENTS)) if path.with_name(_ARGUMENTS).is_file() else {}) | hints
+    problem = hints.get("problem", hints.get("env_name", _TOURS[0]))
+    if isinstance(problem, str) and problem not in _TOURS:
+        raise CheckpointError(f"{path} is for the problem {problem!r}; take a model of the travelling salesman problem")
+    try:
+        own, names = layout_of(state)(state)
+        kind: Kind = "attention" if "layers.0.qkv.weight" in own else "ptrnet"
+        model, is_told = _attention(own, hints, state) if kind == "attention" else (_ptrnet(own, hints), False)
+        _load(model, own, names)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # of tensors that are another model's: names and dimensions that are not there
+        raise CheckpointError(
+            f"{path} is no pointer model, or not whole ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    return SolverCheckpoint(path.stem, kind, model.eval(), None if model.has_end else "tour", is_told)
+
+
+def _own(folder: Path) -> SolverCheckpoint:
+    where = folder / _CONFIG
+    try:
+        settings: Settings = parse(Settings, read_json(where).get(_KEY), str(where))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}; write it as tools.pointer.model does") from error
+    store = Safetensors([folder / "model.safetensors"])
+    state = {name: store.read(name) for name in store.entries}
+    try:
+        model = _model(settings, state)
+        _load(model, state, {})
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except Exception as error:
+        raise CheckpointError(f"{folder} is not whole ({type(error).__name__}: {one_line(error)})") from error
+    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, False)  # type: ignore[arg-type]
+
+
+def _model(settings: Settings, state: State) -> PointerModel:
+    if settings.kind == "attention":
+        return AttentionModel(_attention_config(state, settings.num_heads, settings.norm, settings.clip, True))
+    shape = {"has_end": "decoder.end" in state, "has_glimpse": "decoder.glimpse.v" in state}
+    dim = state["decoder.pointer.v"].shape[0]
+    if settings.kind == "set":
+        inputs = state["read1.weight"].shape[0]
+        return ReadProcessWrite(SetConfig(dim=dim, input_dim=inputs, num_process=settings.num_process, **shape))
+    return _ptrnet(state, {"tanh_clipping": settings.clip})
+
+
+def _ptrnet(state: State, hints: Mapping[str, Any]) -> PtrNet:
+    has_end, embedding = "decoder.end" in state, state.get("embedding.weight")
+    config = PtrNetConfig(
+        dim=state["decoder.pointer.v"].shape[0],
+        input_dim=(state["input.weight"] if embedding is None else embedding).shape[0],
+        is_embedded=embedding is not None,
+        has_end=has_end,
+        has_glimpse="decoder.glimpse.v" in state,
+        clip=float(hints.get("tanh_clipping", 0.0 if has_end else _CLIP)),
+    )
+    return PtrNet(config)
+
+
+def _attention(own: State, hints: Mapping[str, Any], stored: State) -> tuple[AttentionModel, bool]:
+    """The module, and whether it must be told where to begin."""
+    norms: dict[bool, NormKind] = {True: "batch", False: "instance"}
+    kinds = [name for name in stored if "norm" in name.lower() and name.endswith(("weight", "running_mean"))]
+    norm = norms[any(name.endswith("running_mean") for name in kinds)] if kinds else "layer"
+    heads = next((value.shape[0] for name, value in stored.items() if name.endswith("W_query")), _HEADS)
+    heads = int(hints.get("num_heads", heads))
+    if not hints.get("use_graph_context", True):
+        own["graph.weight"] = torch.zeros_like(own["graph.weight"])
+    is_told = not bool(own["start"].any()) or not hints.get("use_graph_context", True)
+    clip, is_masked = float(hints.get("tanh_clipping", _CLIP)), bool(hints.get("mask_inner", True))
+    return AttentionModel(_attention_config(own, heads, norm, clip, is_masked)), is_told
+
+
+def _attention_config(state: State, heads: int, norm: str, clip: float, is_masked: bool) -> AttentionModelConfig:
+    inputs, dim = state["embedding.weight"].shape
+    if dim % heads:
+        raise CheckpointError(f"embedding.weight is {dim} wide, which {heads} heads do not divide; correct num_heads")
+    return AttentionModelConfig(
+        dim=dim,
+        num_heads=heads,
+        ffn_dim=state["layers.0.fc1.weight"].shape[1],
+        num_layers=len({name.split(".")[1] for name in state if name.startswith("layers.")}),
+        norm=norm,  # type: ignore[arg-type]
+        clip=clip,
+        is_masked=is_masked,
+        input_dim=inputs,
+    )
+
+
+def _load(model: PointerModel, state: State, names: Mapping[str, str]) -> None:
+    """Gives the module its weights; the first that does not fit is named as the file names it."""
+    wanted = model.state_dict()
+    for name, value in wanted.items():
+        if name not in state:
+            raise CheckpointError(f"{names.get(name, name)} {list(value.shape)} is missing: it is not whole")
+        if state[name].shape != value.shape:
+            raise CheckpointError(
+                f"{names.get(name, name)} is {list(state[name].shape)} here, expected {list(value.shape)}; take another"
+                " checkpoint"
+            )
+    if surplus := sorted(state.keys() - wanted.keys()):
+        raise CheckpointError(
+            f"{names.get(surplus[0], surplus[0])} has no place in such a model; it cannot be exported"
+        )
+    model.load_state_dict({name: value.float() for name, value in state.items()})
+
+
+def _stored(path: Path) -> tuple[State, dict[str, Any]]:
+    """The tensors of a policy, and hyper-parameters beside them."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; pass a .pt, .pth or .ckpt file or a directory of seqrt")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT)
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give a readable file") from error
+    except Exception as error:  # whatever a damaged pickle raises
+        raise CheckpointError(f"{path} is damaged or no torch file ({one_line(error)}); download it again") from error
+    hints: dict[str, Any] = {}
+    if isinstance(found, dict):
+        hyper = found.get("hyper_parameters")
+        for held in (hyper, hyper.get("policy_kwargs") if isinstance(hyper, dict) else None):
+            if isinstance(held, dict):
+                hints |= {key: value for key, value in held.items() if isinstance(value, (str, int, float, bool))}
+        inner = next((found[key] for key in _INSIDE if isinstance(found.get(key), dict)), found)
+        tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+        if tensors and all(isinstance(key, str) for key in tensors):
+            return unwrapped(tensors), hints
+    raise CheckpointError(f"{path} holds no dictionary of tensors; save the policy's state_dict")
+
+
+class _Stub:
+    """Stands for an object of a class that is not known here; nothing of that class runs."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Stub":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+    def __call__(self, *_: Any, **__: Any) -> "_Stub":
+        return self
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+    def append(self, _: Any) -> None:
+        """Does nothing."""
+
+    def extend(self, _: Any) -> None:
+        """Does nothing."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors and plain containers; RL4CO's checkpoints hold the whole policy and environment beside them."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return super().find_class(module, name)
+        if module == "torch._utils" and name in _REBUILDS:
+            return super().find_class(module, name)
+        if module in ("torch", "torch.storage") and (name.endswith("Storage") or name in _TYPES):
+            return super().find_class(module, name)
+        return _Stub
+
+
+_REBUILDS: Final = frozenset(["_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"])
+_TYPES: Final = frozenset(["float16", "bfloat16", "float32", "float64", "int64", "int32", "bool", "uint8"])
+_INERT: Final = types.SimpleNamespace(  # what torch.load takes in the place of the module pickle
+    Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="inert"
+)

@@ -1,0 +1,195 @@
+"""Names of a pointer model's tensors in the files of others, and ours: graphs/attention_model.py and graphs/ptrnet.py.
+
+    attention-learn-to-route   attention model; the pointer network with a glimpse
+    RL4CO                      the same two, under other names
+    POMO                       attention model that must be told where to begin
+    gchaperon                  the pointer network of the paper
+
+Their Linear weights are `[out, in]`, ours `[in, out]`; their LSTM gates are input, forget, new, output.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from seqrt.errors import CheckpointError
+
+State = dict[str, Tensor]
+
+_EPSILON: Final = 1e-5  # of batch normalisation
+_IGNORED: Final = re.compile(r"\.num_batches_tracked$|^projection_head\.|^encoder\.init_[hc]x$")
+_ATTENTION: Final[tuple[tuple[str, str], ...]] = (
+    # attention-learn-to-route; behind the alternatives, RL4CO
+    (r"^(?:init_embed|encoder\.init_embedding\.init_embed)\.", "embedding."),
+    (r"^(?:embedder|encoder\.net)\.layers\.", "layers."),
+    (r"^(?:decoder\.)?project_node_embeddings\.", "nodes."),
+    (r"^(?:decoder\.)?project_fixed_context\.", "graph."),
+    (r"^(?:project_step_context|decoder\.context(?:_embedding)?\.project_context)\.", "context."),
+    (r"^(?:decoder\.(?:pointer|logit_attention)\.)?project_out\.", "out."),
+    (r"^(?:decoder\.context(?:_embedding)?\.)?W_placeholder$", "start"),
+    (r"^(layers\.\d+)\.0\.module\.(?:Wqkv|qkv)\.", r"\1.qkv."),
+    (r"^(layers\.\d+)\.0\.module\.out_proj\.", r"\1.out."),
+    (r"^(layers\.\d+)\.0\.module\.", r"\1."),
+    (r"^(layers\.\d+)\.1\.normalizer\.", r"\1.norm1."),
+    (r"^(layers\.\d+)\.3\.normalizer\.", r"\1.norm2."),
+    (r"^(layers\.\d+)\.2\.module\.(?:lins\.)?0\.", r"\1.fc1."),
+    (r"^(layers\.\d+)\.2\.module\.(?:lins\.1|2)\.", r"\1.fc2."),
+    # POMO
+    (r"^encoder\.embedding\.", "embedding."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"^(layers\.\d+)\.multi_head_combine\.", r"\1.out."),
+    (r"^(layers\.\d+)\.addAndNormalization([12])\.norm(?:_by_EMB)?\.", r"\1.norm\2."),
+    (r"^(layers\.\d+)\.feedForward\.W([12])\.", r"\1.fc\2."),
+    (r"^decoder\.(?:node_prob_calculator\.)?Wq_(first|last|graph)\.", r"\1."),
+    (r"^decoder\.(?:node_prob_calculator\.)?Wk\.", "key."),
+    (r"^decoder\.(?:node_prob_calculator\.)?Wv\.", "value."),
+    (r"^decoder\.(?:node_prob_calculator\.)?multi_head_combine\.", "out."),
+)
+_QUERY_KEY_VALUE: Final = (("W_query", "W_key", "W_val"), ("Wq.weight", "Wk.weight", "Wv.weight"))
+
+
+def unwrapped(stored: State) -> State:
+    """Without the prefixes that training frameworks put before a policy's names, and without what is not its own."""
+    policy = {name.removeprefix("policy."): value for name, value in stored.items() if name.startswith("policy.")}
+    state = policy or stored
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {name: value for name, value in state.items() if not _IGNORED.search(name)}
+
+
+def layout_of(state: State) -> Callable[[State], tuple[State, dict[str, str]]]:
+    """What turns such a state into ours.
+
+    Raises:
+        CheckpointError: it is of no layout that is known, or for another problem.
+    """
+    if {"start_symbol", "end_symbol", "encoder_c_0"} <= state.keys():
+        return _ptrnet
+    if "decoder_in_0" in state:
+        return _glimpsing
+    if any(re.search(r"init_embed_depot\.", name) for name in state):
+        raise CheckpointError(
+            "init_embed_depot says that it is for a problem with a depot (vehicle routing, orienteering or prize"
+            " collecting); take a model of the travelling salesman problem"
+        )
+    if odd := next((name for name in state if re.search(r"experts\.|w_gate|poly_layer|dense_or_moe", name)), None):
+        raise CheckpointError(f"{odd} is of a mixture of experts or of PolyNet, which cannot be exported")
+    if any(re.fullmatch(r"(embedder|encoder\.net|encoder)\.layers\.0\..*", name) for name in state):
+        return _attention
+    raise CheckpointError(
+        f"{min(state, default='nothing')!r} is in no layout that is known; pass a checkpoint of"
+        " attention-learn-to-route, RL4CO, POMO or gchaperon/pointer-networks, or a directory of seqrt"
+    )
+
+
+def _attention(stored: State) -> tuple[State, dict[str, str]]:
+    """The attention model's tensors in our names, and the file's name of each as far as it has one."""
+    own, names = {}, {}
+    for theirs, value in stored.items():
+        mine = theirs
+        for pattern, replacement in _ATTENTION:
+            mine = re.sub(pattern, replacement, mine)
+        own[mine], names[mine] = value, theirs
+    dim = own["embedding.weight"].shape[0]
+    for prefix in {".".join(name.split(".")[:2]) for name in own if name.startswith("layers.")}:
+        _join_projections(own, prefix)
+        for norm in (f"{prefix}.norm1", f"{prefix}.norm2"):
+            _fold_norm(own, norm, dim)
+    state = {
+        name: value.T.contiguous() if name.endswith(".weight") and value.ndim == 2 else value
+        for name, value in own.items()
+    }
+    _divide(state, "nodes.weight", ("key.weight", "value.weight", "pointer.weight"), 1)
+    _divide(state, "nodes.bias", ("key.bias", "value.bias", "pointer.bias"), 0)
+    _divide(state, "context.weight", ("first.weight", "last.weight"), 0)
+    if "start" in state:
+        state["start"] = state["start"].reshape(2, dim)
+    state.setdefault("start", torch.zeros(2, dim))  # POMO begins where it is told to
+    state.setdefault("pointer.weight", torch.eye(dim))  # POMO points at the embeddings themselves
+    state.setdefault("graph.weight", torch.zeros(dim, dim))
+    for name in [name for name in state if name.endswith(".weight") and name not in ("first.weight", "last.weight")]:
+        state.setdefault(f"{name.removesuffix('.weight')}.bias", torch.zeros(state[name].shape[1]))
+    return state, names
+
+
+def _join_projections(own: State, prefix: str) -> None:
+    """Query, key and value become one matrix `[out, in]`; those of attention-learn-to-route are `[heads, in, out]`."""
+    for parts in _QUERY_KEY_VALUE:
+        if all(f"{prefix}.{part}" in own for part in parts):
+            found = [own.pop(f"{prefix}.{part}") for part in parts]
+            own[f"{prefix}.qkv.weight"] = torch.cat(
+                [part.transpose(1, 2).flatten(0, 1) if part.ndim == 3 else part for part in found]
+            )
+    if f"{prefix}.W_out" in own:  # [heads, in, out]
+        own[f"{prefix}.out.weight"] = own.pop(f"{prefix}.W_out").flatten(0, 1).T
+
+
+def _fold_norm(own: State, norm: str, dim: int) -> None:
+    """Scale and shift; of batch normalisation with its statistics in them, of RL4CO's layer norm nothing."""
+    weight, bias = own.pop(f"{norm}.weight", torch.ones(dim)), own.pop(f"{norm}.bias", torch.zeros(dim))
+    if f"{norm}.running_var" in own:
+        weight = weight / torch.sqrt(own.pop(f"{norm}.running_var") + _EPSILON)
+        bias = bias - own.pop(f"{norm}.running_mean") * weight
+    own[f"{norm}.scale"], own[f"{norm}.shift"] = weight, bias
+
+
+def _divide(state: State, name: str, parts: tuple[str, ...], axis: int) -> None:
+    if name in state:
+        state |= zip(parts, (part.contiguous() for part in state.pop(name).chunk(len(parts), axis)), strict=True)
+
+
+def _ptrnet(stored: State) -> tuple[State, dict[str, str]]:
+    """gchaperon's: the end symbol is the state that the encoder begins with, too."""
+    state = {
+        **_lstm(stored, "encoder.{}_l0", ""),
+        **_lstm(stored, "decoder.{}_l0", "decoder."),
+        "first_hidden": stored["end_symbol"],
+        "first_cell": stored["encoder_c_0"],
+        "decoder.start": stored["start_symbol"],
+        "decoder.end": stored["end_symbol"],
+        "decoder.pointer.ref.weight": stored["attention.W1"],  # multiplied from the right, as ours
+        "decoder.pointer.query.weight": stored["attention.W2"],
+        "decoder.pointer.v": stored["attention.v"],
+    }
+    zeros = torch.zeros(stored["attention.W1"].shape[1])
+    state |= {"decoder.pointer.ref.bias": zeros, "decoder.pointer.query.bias": zeros}
+    return state, {}
+
+
+def _glimpsing(stored: State) -> tuple[State, dict[str, str]]:
+    """The pointer network of attention-learn-to-route and RL4CO, whose encoder begins with zeros."""
+    zeros = torch.zeros(stored["decoder_in_0"].shape[0])
+    state = {
+        "embedding.weight": stored["embedding"],
+        **_lstm(stored, "encoder.lstm.{}_l0", ""),
+        **_lstm(stored, "decoder.lstm.{}", "decoder."),
+        "first_hidden": zeros,
+        "first_cell": zeros,
+        "decoder.start": stored["decoder_in_0"],
+    }
+    for part in ("pointer", "glimpse"):
+        state[f"decoder.{part}.v"] = stored[f"decoder.{part}.v"]
+        for mine, theirs in (("query", "project_query"), ("ref", "project_ref")):
+            weight = stored[f"decoder.{part}.{theirs}.weight"]
+            state[f"decoder.{part}.{mine}.weight"] = weight.flatten(1).T.contiguous()
+            state[f"decoder.{part}.{mine}.bias"] = stored[f"decoder.{part}.{theirs}.bias"]
+    return state, {}
+
+
+def _lstm(stored: State, name: str, prefix: str) -> State:
+    """Input and recurrent weights, with gates in our order, and the sum of both biases."""
+    both = stored[name.format("bias_ih")] + stored[name.format("bias_hh")]
+    return {
+        f"{prefix}input.weight": _gates(stored[name.format("weight_ih")]).T.contiguous(),
+        f"{prefix}input.bias": _gates(both),
+        f"{prefix}cell.hidden.weight": _gates(stored[name.format("weight_hh")]).T.contiguous(),
+    }
+
+
+def _gates(rows: Tensor) -> Tensor:
+    into, keep, new, out = rows.chunk(4)
+    return torch.cat([into, keep, out, new])

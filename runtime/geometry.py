@@ -1,0 +1,80 @@
+"""What answers are worth: lengths of tours, areas of hulls, and whether hulls and triangulations are any."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+
+_NEAR: Final = 1e-9  # of the square of the extent: an area that is none
+
+
+def tour_length(points: Doubles, order: npt.NDArray[np.int64]) -> Doubles:
+    """Of closed tours: points `[N, 2]` in orders `[..., N]`."""
+    along = points[order]
+    return np.sqrt(((along - np.roll(along, -1, -2)) ** 2).sum(-1)).sum(-1)  # type: ignore[no-any-return]
+
+
+def area(corners: Doubles) -> float:
+    """Of a polygon `[n, 2]`; positive if it goes counter-clockwise."""
+    x, y = corners.T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def is_hull(points: Doubles, corners: Doubles) -> bool:
+    """Whether a polygon `[n, 2]` is the convex hull of the points `[N, 2]`: no point lies outside of any side.
+
+    It goes counter-clockwise, and once around.
+    """
+    if len(corners) < 3:
+        return False
+    sides = np.roll(corners, -1, 0) - corners
+    outside = _cross(sides[:, None], points - corners[:, None]) < -_tolerance(points)
+    angles = np.arctan2(sides[:, 1], sides[:, 0])
+    turns = (np.roll(angles, -1) - angles + np.pi) % (2 * np.pi) - np.pi
+    return not outside.any() and bool(abs(turns.sum() - 2 * np.pi) < 1e-6)
+
+
+def is_triangulation(points: Doubles, triangles: npt.NDArray[np.int64]) -> bool:
+    """Whether triangles `[T, 3]` cover the convex hull of the points `[N, 2]` without overlap and use every point.
+
+    By Euler's formula: they have the area of the hull, no side belongs to three of them, and those on each side of
+    one lie apart.
+    """
+    corners = points[triangles]
+    areas = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) / 2
+    if not len(triangles) or (abs(areas) <= _tolerance(points)).any():
+        return False
+    sides: dict[tuple[int, int], list[float]] = {}
+    for triangle in triangles:
+        for i in range(3):
+            a, b, other = (int(triangle[(i + turn) % 3]) for turn in range(3))
+            first, second = min(a, b), max(a, b)
+            which = _cross(points[second] - points[first], points[other] - points[first])
+            sides.setdefault((first, second), []).append(float(which))
+    apart = all(len(on) == 1 or (len(on) == 2 and on[0] * on[1] < 0) for on in sides.values())
+    whole = abs(abs(areas).sum() - hull_area(points)) <= max(1e-7 * hull_area(points), _tolerance(points))
+    return apart and whole and len(np.unique(triangles)) == len(points)
+
+
+def hull_area(points: Doubles) -> float:
+    """Of the convex hull, by Andrew's monotone chain."""
+    ordered = points[np.lexsort((points[:, 1], points[:, 0]))]
+    chains = []
+    for run in (ordered, ordered[::-1]):
+        chain: list[Doubles] = []
+        for point in run:
+            while len(chain) > 1 and _cross(chain[-1] - chain[-2], point - chain[-2]) <= 0:
+                chain.pop()
+            chain.append(point)
+        chains += chain[:-1]
+    return area(np.array(chains)) if len(chains) > 2 else 0.0
+
+
+def _cross(one: Doubles, other: Doubles) -> Doubles:
+    return one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
+
+
+def _tolerance(points: Doubles) -> float:
+    return _NEAR * float(np.ptp(points, 0).max()) ** 2

@@ -1,0 +1,136 @@
+"""The loop of a pointer model: rows point, one output after the other, until the rules say that all are finished.
+
+How the next outputs are chosen is one function of log-probabilities: the best of each row, a draw, or a beam.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from seqrt.runtime.engines import Engine
+from seqrt.runtime.rules import Ints, Rules
+
+Floats = npt.NDArray[np.float32]
+# Of log-probabilities [B, K, S] and scores [B, K] so far: parents, tokens and scores, [B, K] each.
+Choose = Callable[[Floats, Floats], tuple[Ints, Ints, Floats]]
+
+_MEMORY: Final = "memory_"
+_PAST: Final = "past_"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What every row said.
+
+    Attributes:
+        tokens: `[B, K, outputs]`; the end, N, fills up shorter ones.
+        scores: `[B, K]`, the log-probability of each.
+    """
+
+    tokens: Ints
+    scores: Floats
+
+
+class Pointer:
+    """The two graphs of one size.
+
+    Args:
+        encode: points `[B, N, d]` and their number to the memory.
+        step: memory, state and what was pointed at to log-probabilities `[B, K, N + 1]`.
+        size: N.
+    """
+
+    def __init__(self, encode: Engine, step: Engine, size: int) -> None:
+        self._encode, self._step, self.size = encode, step, size
+        self._memory = [name for name in encode.outputs if name.startswith(_MEMORY)]
+        self._states = [name.removeprefix(_PAST) for name in step.inputs if name.startswith(_PAST)]
+
+    def read(self, points: Floats, length: Ints) -> None:
+        """Computes what all steps of these instances need: points `[B, up to N, d]`."""
+        count, given, dim = points.shape
+        place = self._encode.input("points", (count, self.size, dim))
+        place[:, :given], place[:, given:] = points, 0.0
+        self._encode.input("length", (count,))[:] = length
+        made = [self._encode.output(name, (count, *self._rest(name, 1))) for name in self._memory]
+        self._encode.run()
+        for name, value in zip(self._memory, made, strict=True):
+            self._step.input(name, value.shape)[:] = value
+
+    def answer(self, rules: Rules, choose: Choose) -> Answers:
+        """Points until every row is finished. The state needs no beginning: at a start the graph takes the memory's.
+
+        Of a beam all rows are the same at first, and only the first one counts.
+        """
+        shape = rules.finished.shape
+        for name in self._states:
+            self._step.state(f"{_PAST}{name}", f"present_{name}", (*shape, *self._rest(f"{_PAST}{name}", 2)))
+        previous, parents = self._step.input("previous", shape), self._step.input("parent", shape)
+        allowed = self._step.input("allowed", (*shape, self.size + 1))
+        log_probabilities = self._step.output("log_probabilities", allowed.shape)
+        previous[:], parents[:] = self.size, np.arange(shape[1])
+        scores = np.zeros(shape, np.float32)
+        if choose is beam:
+            scores[:, 1:] = -np.inf
+        said: list[tuple[Ints, Ints]] = []
+        for _ in range(rules.most):
+            allowed[:] = rules.allowed()
+            self._step.run()
+            parent, token, scores = choose(log_probabilities, scores)
+            rules.advance(parent, token)
+            said.append((parent, token))
+            if rules.finished.all():
+                break
+            previous[:], parents[:] = token, parent
+        return Answers(_traced(said), scores)
+
+    def _rest(self, name: str, known: int) -> tuple[int, ...]:
+        """A tensor's shape behind its symbolic dimensions."""
+        infos = self._encode.outputs if name in self._encode.outputs else self._step.inputs
+        return tuple(int(size) for size in infos[name].shape[known:])
+
+
+def _traced(said: list[tuple[Ints, Ints]]) -> Ints:
+    """Outputs of every row of the last step, followed back through its parents: `[B, K, outputs]`."""
+    row = np.broadcast_to(np.arange(said[0][0].shape[1]), said[0][0].shape)
+    tokens = []
+    for parent, token in reversed(said):
+        tokens.append(np.take_along_axis(token, row, 1))
+        row = np.take_along_axis(parent, row, 1)
+    return np.stack(tokens[::-1], 2)
+
+
+def best(log_probabilities: Floats, scores: Floats) -> tuple[Ints, Ints, Floats]:
+    """The most probable slot of each row."""
+    token = log_probabilities.argmax(2)
+    return _own(scores), token, scores + np.take_along_axis(log_probabilities, token[..., None], 2)[..., 0]
+
+
+def drawn(rng: np.random.Generator, temperature: float = 1.0) -> Choose:
+    """A draw for each row."""
+
+    def choose(log_probabilities: Floats, scores: Floats) -> tuple[Ints, Ints, Floats]:
+        uniform = rng.random(log_probabilities.shape, np.float32)
+        noise = -np.log(-np.log(np.maximum(uniform, np.finfo(np.float32).tiny)))  # the largest sum is a draw (Gumbel)
+        token = (log_probabilities / np.float32(temperature) + noise).argmax(2)
+        return _own(scores), token, scores + np.take_along_axis(log_probabilities, token[..., None], 2)[..., 0]
+
+    return choose
+
+
+def beam(log_probabilities: Floats, scores: Floats) -> tuple[Ints, Ints, Floats]:
+    """The K most probable of all that the rows of an instance could say next."""
+    count, rows, slots = log_probabilities.shape
+    flat = (scores[..., None] + log_probabilities).reshape(count, rows * slots)
+    kept = np.argpartition(-flat, rows - 1, 1)[:, :rows]
+    kept = np.take_along_axis(kept, np.argsort(-np.take_along_axis(flat, kept, 1), 1, kind="stable"), 1)
+    found = np.take_along_axis(flat, kept, 1)
+    # Where there are fewer, the rest say what the best one says, and can never win.
+    kept = np.where(np.isneginf(found), kept[:, :1], kept)
+    return kept // slots, kept % slots, found
+
+
+def _own(scores: Floats) -> Ints:
+    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)

@@ -1,0 +1,121 @@
+"""Instances as files: arrays of numpy, tables, and the text format of the pointer networks' released data.
+
+    .npy     one instance [n, d], or several [m, n, d]; of numbers (d = 1) [n] or [m, n]
+    .csv     one instance, a point a line; a first line of names is skipped
+    .txt, -  an instance a line: x1 y1 x2 y2 ... [output i1 i2 ...], labels counted from 1; - is the standard input
+
+Lines are read one after the other as they are asked for, however many there are.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from seqrt.errors import RequestError
+
+SUFFIXES: Final = (".npy", ".csv", ".txt")
+STDIN: Final = "-"
+_LABELS: Final = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One line: points `[n, d]`, and labels counted from 1 as they stand there, if it has any."""
+
+    points: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int64] | None = None
+
+
+def read_points(file: Path, dim: int) -> Iterator[Instance | RequestError]:
+    """The instances of a file, as they are read; a line that is none comes as its error.
+
+    Args:
+        file: a path, or `-`.
+        dim: numbers of a point.
+
+    Raises:
+        RequestError: the file cannot be read, or is of no known format.
+    """
+    if str(file) == STDIN:
+        return read_lines(sys.stdin, dim)
+    if file.suffix not in SUFFIXES:
+        raise RequestError(f"--points {file} is of no known format; give a name that ends in {', '.join(SUFFIXES)}")
+    try:
+        if file.suffix == ".npy":
+            return iter([Instance(points) for points in _array(file, dim)])
+        if file.suffix == ".csv":
+            return iter([Instance(_table(file, dim))])
+        return _opened(file.open(encoding="utf-8"), dim)
+    except OSError as error:
+        raise RequestError(f"--points {file} cannot be read: {error.strerror or error}; give another file") from error
+
+
+def read_lines(lines: Iterable[str], dim: int) -> Iterator[Instance | RequestError]:
+    """Instances of lines of text; empty lines are skipped."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        left, _, right = line.replace(",", " ").partition(_LABELS)
+        try:
+            values = np.array(left.split(), np.float64)
+            labels = np.array(right.split(), np.int64) if right else None
+        except ValueError as error:
+            yield RequestError(f"line {number} holds no numbers ({error}); give x1 y1 x2 y2 ...")
+            continue
+        if len(values) % dim:
+            yield RequestError(f"line {number} has {len(values)} numbers, which {dim} do not divide; give whole points")
+            continue
+        yield Instance(values.reshape(-1, dim), labels)
+
+
+def line_of(instance: Instance) -> str:
+    """The line that `read_lines` reads as this, to the last bit."""
+    text = " ".join(repr(float(value)) for value in instance.points.ravel())
+    return text if instance.labels is None else f"{text} {_LABELS} {' '.join(map(str, instance.labels))}"
+
+
+def _opened(file: TextIO, dim: int) -> Iterator[Instance | RequestError]:
+    with file:
+        try:
+            yield from read_lines(file, dim)
+        except UnicodeDecodeError as error:
+            yield RequestError(f"{file.name} is no text ({error.reason}); give lines of numbers")
+
+
+def _array(file: Path, dim: int) -> npt.NDArray[np.float64]:
+    """`[m, n, d]`."""
+    try:
+        values = np.load(file, allow_pickle=False)
+        values = values.astype(np.float64, casting="safe" if values.dtype.kind in "biuf" else "no")
+    except (ValueError, EOFError, TypeError) as error:
+        raise RequestError(f"--points {file} is no array of numbers ({error}); write it with numpy.save") from error
+    if dim == 1 and values.ndim in (1, 2) and values.shape[-1:] != (1,):
+        values = values[..., None]
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.shape[2] != dim:
+        raise RequestError(f"--points {file} has shape {list(values.shape)}; give [n, {dim}] or [m, n, {dim}]")
+    return values  # type: ignore[no-any-return]
+
+
+def _table(file: Path, dim: int) -> npt.NDArray[np.float64]:
+    """`[n, d]`."""
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    rows = [line.split(",") for line in text.splitlines() if line.strip()]
+    found: list[list[float]] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            values = [float(cell) for cell in row]
+        except ValueError as error:
+            if number == 1 and len(rows) > 1:
+                continue  # names
+            raise RequestError(f"--points {file}: line {number} holds no numbers ({error}); give x,y a line") from error
+        if len(values) != dim:
+            raise RequestError(f"--points {file}: line {number} has {len(values)} numbers; give {dim}, a point a line")
+        found.append(values)
+    return np.array(found, np.float64).reshape(-1, dim)
