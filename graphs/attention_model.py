@@ -133,6 +133,14 @@ class AttentionModel(PointerModel):
         bias = (scaled @ self.out.bias)[:, None]
         return first, last + graph, key.transpose(2, 3) * (dim // heads) ** -0.5, value, pointer, bias
 
+    def follow(self, points: Tensor, length: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
+        """As `PointerModel.follow`, all outputs at once: nothing but the first and the last one is remembered."""
+        none = torch.full_like(labels[:, :1], points.shape[1])
+        places = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        begun = torch.cat([none, labels[:, :1].expand_as(labels[:, 1:])], 1)
+        previous = torch.cat([none, labels[:, :-1]], 1)
+        return self.step(previous, places, allowed, (begun,), self.encode(points, length))[0]
+
     def step(
         self,
         previous: Tensor,

@@ -66,6 +66,34 @@ class PointerModel(nn.Module, ABC):
             Float32 log-probabilities `[B, K, N + 1]`, -inf where not allowed; the state of these rows.
         """
 
+    def follow(self, points: Tensor, length: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
+        """Log-probabilities along answers that are given, for training.
+
+        Args:
+            points: `[B, N, input_dim]`.
+            length: int64 `[B]`.
+            labels: int64 `[B, T]`, slots; what is behind an answer's end makes no difference.
+            allowed: bool `[B, T, N + 1]`, before each of them.
+
+        Returns:
+            `[B, T, N + 1]`.
+        """
+        memory = self.encode(points, length)
+        previous = torch.cat([torch.full_like(labels[:, :1], points.shape[1]), labels[:, :-1]], 1)
+        parent = torch.zeros_like(labels[:, :1])
+        state = self._begin(memory)
+        found = []
+        for place in range(labels.shape[1]):
+            at = slice(place, place + 1)
+            made, state = self.step(previous[:, at], parent, allowed[:, at], state, memory)
+            found.append(made)
+        return torch.cat(found, 1)
+
+    def _begin(self, memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A state of one row, which nobody reads at a start."""
+        named = dict(zip(self.memory_names, memory, strict=True))
+        return tuple(torch.zeros_like(named[name])[:, None] for name in self.state_names)
+
     def fold(self) -> "PointerModel":
         """Makes it what is exported. Returns itself."""
         return self.eval()

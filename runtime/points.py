@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,8 @@ def read_points(file: Path, dim: int) -> Iterator[Instance | RequestError]:
             return iter([Instance(points) for points in _array(file, dim)])
         if file.suffix == ".csv":
             return iter([Instance(_table(file, dim))])
-        return _opened(file.open(encoding="utf-8"), dim)
+        file.open("rb").close()  # what cannot be opened is said now
+        return _lines(file, dim)
     except OSError as error:
         raise RequestError(f"--points {file} cannot be read: {error.strerror or error}; give another file") from error
 
@@ -79,12 +80,12 @@ def line_of(instance: Instance) -> str:
     return text if instance.labels is None else f"{text} {_LABELS} {' '.join(map(str, instance.labels))}"
 
 
-def _opened(file: TextIO, dim: int) -> Iterator[Instance | RequestError]:
-    with file:
+def _lines(file: Path, dim: int) -> Iterator[Instance | RequestError]:
+    with file.open(encoding="utf-8") as lines:
         try:
-            yield from read_lines(file, dim)
+            yield from read_lines(lines, dim)
         except UnicodeDecodeError as error:
-            yield RequestError(f"{file.name} is no text ({error.reason}); give lines of numbers")
+            yield RequestError(f"{file} is no text ({error.reason}); give lines of numbers")
 
 
 def _array(file: Path, dim: int) -> npt.NDArray[np.float64]:
@@ -94,12 +95,13 @@ def _array(file: Path, dim: int) -> npt.NDArray[np.float64]:
         values = values.astype(np.float64, casting="safe" if values.dtype.kind in "biuf" else "no")
     except (ValueError, EOFError, TypeError) as error:
         raise RequestError(f"--points {file} is no array of numbers ({error}); write it with numpy.save") from error
-    if dim == 1 and values.ndim in (1, 2) and values.shape[-1:] != (1,):
+    shape = list(values.shape)
+    if dim == 1 and values.ndim in (1, 2) and shape[-1] != 1:
         values = values[..., None]
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[2] != dim:
-        raise RequestError(f"--points {file} has shape {list(values.shape)}; give [n, {dim}] or [m, n, {dim}]")
+        raise RequestError(f"--points {file} has shape {shape}; give [n, {dim}] or [m, n, {dim}]")
     return values  # type: ignore[no-any-return]
 
 

@@ -58,7 +58,7 @@ class Rules:
 
     def _open(self) -> Bools:
         """`allowed` of rows that are not finished; may be changed."""
-        found = self._points.copy()
+        found = self._points & (self.count < self.length)[:, None, None]  # as many outputs as points at most
         found[..., self.size] = self.has_end and self.count > 0
         return found
 
@@ -94,7 +94,7 @@ class Permutation(Rules):
 
 
 class Hull(Permutation):
-    """At least three points, none twice; then the first one again, or the end, closes the polygon."""
+    """At least three points, none twice; then the first one again, or the end if there is one, closes the polygon."""
 
     @property
     def most(self) -> int:
@@ -105,7 +105,7 @@ class Hull(Permutation):
         found = self._free.copy()
         if self.count >= _CORNERS:
             np.put_along_axis(found, self._first[..., None], True, 2)
-            found[..., self.size] = True
+            found[..., self.size] = self.has_end
         return found
 
     def _take(self, parent: Ints, token: Ints) -> None:

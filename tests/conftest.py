@@ -87,3 +87,44 @@ def word_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         coarse = Image.fromarray(rng.integers(0, 256, (4, 8, 3), np.uint8))
         coarse.resize((40 + 20 * i, 20 + 5 * i), Image.Resampling.BICUBIC).save(file)
     return files
+
+
+def write_solver(folder: Path, kind: str, task: str, seed: int = 0) -> Path:
+    """A tiny pointer model with random weights, in seqrt's own layout."""
+    import torch
+    from safetensors.torch import save_file
+
+    from seqrt.graphs.attention_model import AttentionModel, AttentionModelConfig
+    from seqrt.graphs.ptrnet import PtrNet, PtrNetConfig
+    from seqrt.graphs.read_process_write import ReadProcessWrite, SetConfig
+
+    torch.manual_seed(seed)
+    settings: dict[str, object] = {"kind": kind, "task": task}
+    if kind == "attention":
+        config = AttentionModelConfig(dim=32, num_heads=4, ffn_dim=48, num_layers=2, norm="instance")
+        model: torch.nn.Module = AttentionModel(config)
+        settings |= {"num_heads": 4, "norm": "instance", "clip": 10.0}
+    elif kind == "set":
+        model = ReadProcessWrite(SetConfig(dim=16, num_process=3))
+        settings |= {"num_process": 3}
+    else:
+        model = PtrNet(PtrNetConfig(dim=16))
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"solver": settings}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def solver_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of tiny pointer models by task, for up to 6 and 10 points."""
+    from seqrt.exporter.solver import export_solver
+
+    folder = tmp_path_factory.mktemp("solvers")
+    kinds = {"tour": "attention", "hull": "ptrnet", "triangulation": "ptrnet", "permutation": "set"}
+    return {
+        task: export_solver(
+            write_solver(folder / task, kind, task), folder / f"{task}-bundle", sizes=(6, 10), check=False
+        ).bundle
+        for task, kind in kinds.items()
+    }

@@ -47,10 +47,12 @@ class Settings:
         num_process: steps of a set model's process.
         num_heads, norm: of an attention model.
         clip: bound of the scores; 0 for none.
+        is_told: it must be told where to begin.
     """
 
     kind: str
     task: str
+    is_told: bool = False
     num_process: int = 0
     num_heads: int = _HEADS
     norm: str = "batch"
@@ -135,7 +137,7 @@ def _own(folder: Path) -> SolverCheckpoint:
         raise CheckpointError(f"{folder}: {error}") from error
     except Exception as error:
         raise CheckpointError(f"{folder} is not whole ({type(error).__name__}: {one_line(error)})") from error
-    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, False)  # type: ignore[arg-type]
+    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, settings.is_told)  # type: ignore[arg-type]
 
 
 def _model(settings: Settings, state: State) -> PointerModel:
@@ -199,10 +201,10 @@ def _load(model: PointerModel, state: State, names: Mapping[str, str]) -> None:
         if name not in state:
             raise CheckpointError(f"{names.get(name, name)} {list(value.shape)} is missing: it is not whole")
         if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"{names.get(name, name)} is {list(state[name].shape)} here, expected {list(value.shape)}; take another"
-                " checkpoint"
-            )
+            has, needed = list(state[name].shape), list(value.shape)
+            if name in names:  # theirs are [out, in]
+                has, needed = has[::-1], needed[::-1]
+            raise CheckpointError(f"{names.get(name, name)} is {has}, expected {needed}; take another checkpoint")
     if surplus := sorted(state.keys() - wanted.keys()):
         raise CheckpointError(
             f"{names.get(surplus[0], surplus[0])} has no place in such a model; it cannot be exported"

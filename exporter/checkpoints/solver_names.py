@@ -48,6 +48,7 @@ _ATTENTION: Final[tuple[tuple[str, str], ...]] = (
     (r"^decoder\.(?:node_prob_calculator\.)?Wv\.", "value."),
     (r"^decoder\.(?:node_prob_calculator\.)?multi_head_combine\.", "out."),
 )
+_BIASED: Final = ("embedding", "qkv", "out", "fc1", "fc2", "key", "value", "pointer", "graph")  # not in all layouts
 _QUERY_KEY_VALUE: Final = (("W_query", "W_key", "W_val"), ("Wq.weight", "Wk.weight", "Wv.weight"))
 
 
@@ -111,8 +112,9 @@ def _attention(stored: State) -> tuple[State, dict[str, str]]:
     state.setdefault("start", torch.zeros(2, dim))  # POMO begins where it is told to
     state.setdefault("pointer.weight", torch.eye(dim))  # POMO points at the embeddings themselves
     state.setdefault("graph.weight", torch.zeros(dim, dim))
-    for name in [name for name in state if name.endswith(".weight") and name not in ("first.weight", "last.weight")]:
-        state.setdefault(f"{name.removesuffix('.weight')}.bias", torch.zeros(state[name].shape[1]))
+    for module in [name.removesuffix(".weight") for name in state if name.endswith(".weight")]:
+        if module.rpartition(".")[2] in _BIASED:
+            state.setdefault(f"{module}.bias", torch.zeros(state[f"{module}.weight"].shape[1]))
     return state, names
 
 

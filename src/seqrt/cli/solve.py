@@ -116,12 +116,12 @@ def _items(as_json: bool) -> Iterator[Callable[["Solution | RequestError"], None
     def put(found: "Solution | RequestError") -> None:
         nonlocal count
         if as_json:
-            print("," if count else '{"items": [', json.dumps(_item(found)), sep="\n")
+            print("," if count else '{"items": [', json.dumps(_item(found)), sep="\n", flush=True)
         elif isinstance(found, RequestError):
             note(f"error: {found}")
         else:
             cost = "-" if found.cost is None else f"{found.cost:.4f}"
-            print(cost, "valid" if found.valid else "invalid", *_flat(found.order))
+            print(cost, "valid" if found.valid else "invalid", *_flat(found.order), flush=True)
         count += 1
 
     yield put

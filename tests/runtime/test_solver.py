@@ -1,0 +1,188 @@
+"""Loaded bundles that point: instances of any size in any batch, searches, and what is said of bad input."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import seqrt
+from seqrt.errors import BundleError, RequestError
+from seqrt.runtime.geometry import is_hull, tour_length
+from seqrt.runtime.solver import Search, Solution, Solver, load
+
+Bundles = dict[str, Path]
+
+
+def instances(counts: list[int], dim: int = 2, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.random((count, dim)) for count in counts]
+
+
+@pytest.mark.parametrize("task", ["tour", "hull", "triangulation", "permutation"])
+@pytest.mark.parametrize("search", [Search(), Search(beam=3), Search(samples=4)], ids=["greedy", "beam", "samples"])
+def test_answers_do_not_depend_on_batches_and_padding(task: str, search: Search, solver_bundles: Bundles) -> None:
+    given = instances([3, 6, 10, 4, 7, 5, 9, 6], 1 if task == "permutation" else 2)
+    with load(solver_bundles[task]) as solver:
+        together = solver.solve(given, search=search)
+        if not search.samples:
+            for points, found in zip(given, together, strict=True):
+                alone = solver.solve([points], search=search, batch=1)[0]
+                assert alone.order == found.order
+                assert alone.log_probability == pytest.approx(found.log_probability, abs=1e-4)
+        for points, found in zip(given, together, strict=True):
+            check(task, points, found)
+
+
+def check(task: str, points: np.ndarray, found: Solution) -> None:
+    order: Any = found.order
+    if task == "tour":
+        assert sorted(order) == list(range(len(points)))
+        assert found.cost == pytest.approx(float(tour_length(points, np.array(order))))
+        assert found.valid
+    elif task == "permutation":
+        assert sorted(order) == list(range(len(points)))
+        assert (found.cost, found.valid) == (None, True)
+    elif task == "hull":
+        assert len(order) >= 3
+        assert found.valid == is_hull(points, points[order])
+        x, y = points[order].T
+        assert found.cost == pytest.approx(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+    else:
+        assert all(len(triangle) == 3 for triangle in order)
+        assert found.cost == len(order)
+
+
+def test_the_order_of_a_set_makes_no_difference(solver_bundles: Bundles) -> None:
+    """Of an attention model and a set model, under padding too; of an LSTM it does."""
+    rng = np.random.default_rng(1)
+    for task, dim in (("tour", 2), ("permutation", 1)):
+        points = rng.random((7, dim))
+        shuffle = rng.permutation(7)
+        with load(solver_bundles[task]) as solver:
+            one, other = solver.solve([points, points[shuffle]])
+        assert shuffle[np.array(other.order)].tolist() == one.order
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+
+
+def test_more_search_is_never_worse(solver_bundles: Bundles) -> None:
+    given = instances([8] * 12, seed=3)
+    with load(solver_bundles["tour"]) as solver:
+        many = [found.cost for found in solver.solve(given, search=Search(multistart=True))]
+        greedy = [found.cost for found in solver.solve(given)]
+        few, more = (
+            [found.cost for found in solver.solve(given, search=Search(samples=count, seed=1))] for count in (2, 64)
+        )
+        again = [found.cost for found in solver.solve(given, search=Search(samples=64, seed=1))]
+    assert np.mean(many) < np.mean(greedy)
+    assert np.mean(more) < np.mean(few)
+    assert more == again
+
+
+def test_multistart_is_the_best_of_every_start_and_symmetry(solver_bundles: Bundles) -> None:
+    points = instances([6], seed=5)[0]
+    x, y = points.T
+    with load(solver_bundles["tour"]) as solver:
+        found = solver.solve([points], search=Search(multistart=True))[0]
+        costs = []
+        for a, b in ((x, y), (1 - x, y), (x, 1 - y), (1 - x, 1 - y), (y, x), (1 - y, x), (y, 1 - x), (1 - y, 1 - x)):
+            turned = np.stack([a, b], 1)
+            for start in range(6):  # a told start is the first point: put it there
+                order = [start, *(place for place in range(6) if place != start)]
+                solver.info = _told(solver)
+                told = np.array(order)[solver.solve([turned[order]])[0].order]
+                costs.append(float(tour_length(points, told)))
+    assert found.cost == pytest.approx(min(costs), abs=1e-6)
+
+
+def _told(solver: Solver) -> Any:
+    from dataclasses import replace
+
+    return replace(solver.info, is_told=True)
+
+
+def test_points_of_any_scale(solver_bundles: Bundles) -> None:
+    """Are moved into the unit square, all by one factor; costs are those of the points as given."""
+    points = instances([9], seed=7)[0]
+    points = (points - points.min(0)) / np.ptp(points, 0).max()
+    with load(solver_bundles["tour"]) as solver:
+        one, other = solver.solve([points, points * 250 - 40])
+        flat = solver.solve([np.ones((4, 2)), np.array([[0.0, 0], [1, 1], [2, 2], [3, 3]])])
+    assert one.order == other.order
+    assert other.cost == pytest.approx(250 * one.cost)  # type: ignore[operator]
+    assert [found.valid for found in flat] == [True, True]
+    assert flat[0].cost == 0
+
+
+def test_duplicates_are_points_of_their_own(solver_bundles: Bundles) -> None:
+    points = np.repeat(instances([3])[0], 2, 0)
+    with load(solver_bundles["tour"]) as solver:
+        assert sorted(solver.solve([points])[0].order) == list(range(6))  # type: ignore[type-var]
+
+
+def test_rare_sizes_do_not_wait_for_ever(solver_bundles: Bundles) -> None:
+    with load(solver_bundles["tour"]) as solver:
+        came = []
+        for number, _ in solver.each(iter(instances([9] + [5] * 200)), batch=2):
+            came.append(number)
+    assert came.index(0) < 50
+    assert sorted(came) == list(range(201))
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.zeros((2, 2)), "instance 1 has 2 points; give 3 or more"),
+        (np.zeros((11, 2)), "the largest graph of {bundle} takes 10; export again with --sizes 6,10,11"),
+        (np.zeros((4, 3)), "instance 1 has shape [4, 3]; give points [n, 2]"),
+        (np.zeros(4), "instance 1 has shape [4]"),
+        (np.array([[0, 0], [1, np.nan], [1, 1]]), "instance 1: point 2 is [1.0, nan]; give finite numbers"),
+        (np.array([[0, 0], [1, 1], [np.inf, 1]]), "point 3 is [inf, 1.0]"),
+        ([["a", "b"]] * 3, "instance 1 holds no numbers"),
+        ([[1, 2], [3]], "instance 1 holds no numbers"),
+    ],
+)
+def test_bad_instances(points: Any, message: str, solver_bundles: Bundles) -> None:
+    bundle = solver_bundles["tour"]
+    with load(bundle) as solver, pytest.raises(RequestError, match=re.escape(message.format(bundle=bundle))):
+        solver.solve([points])
+
+
+def test_the_others_are_solved_all_the_same(solver_bundles: Bundles) -> None:
+    good = instances([4, 5])
+    with load(solver_bundles["hull"]) as solver:
+        found = dict(solver.each([good[0], np.zeros((2, 2)), RequestError("line 3 is bad"), good[1]]))
+    assert [isinstance(found[number], Solution) for number in range(4)] == [True, False, False, True]
+    assert str(found[2]) == "line 3 is bad"
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("tour", {"task": "knapsack"}, "--task knapsack is unknown"),
+        ("tour", {"task": "triangulation"}, "needs a model that says where it ends"),
+        ("hull", {"search": Search(multistart=True)}, "--multistart is for tours"),
+        ("hull", {"batch": 0}, "--batch is 0; give 1 to 4096"),
+    ],
+)
+def test_bad_requests(task: str, options: dict[str, Any], message: str, solver_bundles: Bundles) -> None:
+    with load(solver_bundles[task]) as solver, pytest.raises(RequestError, match=re.escape(message)):
+        solver.solve(instances([4]), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"beam": 0}, {"samples": -1}, {"beam": 2, "samples": 2}, {"temperature": 0}, {"beam": 10**9}]
+)
+def test_bad_searches(options: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        Search(**options)
+
+
+def test_loading(solver_bundles: Bundles, recognizer_bundle: Path) -> None:
+    with seqrt.load(solver_bundles["tour"]) as solver:
+        assert isinstance(solver, Solver)
+        with pytest.raises(RequestError, match="takes several instances"):
+            solver.solve(np.zeros((4, 2)))
+    with pytest.raises(BundleError, match="is a bundle for `seqrt ocr` and solves no instances"):
+        load(recognizer_bundle)
