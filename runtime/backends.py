@@ -97,7 +97,9 @@ def open_engines(bundle: Bundle, backend: str, threads: int, *, operators: bool 
 def _cpu_engine(bundle: Bundle, variant: str, threads: int, operators: bool, role: str) -> Engine:
     # The threads of what a loop runs spin between its steps; what runs between them must not bring more that do.
     own = threads if role in bundle.manifest.roles and role != "compaction" else 1
-    return OrtEngine(bundle.graph(role, variant), threads=own, spin=role in _SPINNING, operators=operators)
+    return OrtEngine(
+        bundle.graph(role, variant), threads=own, spin=role.partition(".")[0] in _SPINNING, operators=operators
+    )
 
 
 def cuda_engines(bundle: Bundle, ort: Any = None, *, operators: bool = False) -> Engines:

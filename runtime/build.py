@@ -17,7 +17,7 @@ from time import time
 from typing import Final
 
 from seqrt.errors import EngineError, RequestError
-from seqrt.runtime.bundle import STATIC_ROOM, Bundle, GraphInfo, cache_folder, sha256, weights_path
+from seqrt.runtime.bundle import SOLVER_ROWS, STATIC_ROOM, Bundle, GraphInfo, cache_folder, sha256, weights_path
 from seqrt.runtime.decoder import MAX_ROWS
 from seqrt.runtime.engines.builder import Builder, Profile
 from seqrt.runtime.engines.cuda import Cuda
@@ -35,6 +35,7 @@ from seqrt.runtime.engines.record import (
 DEFAULT_BUCKETS: Final[Mapping[str, tuple[int, ...]]] = {  # by task: rows of a tree, or images
     "generate": (1, 8, 16, 32, 64),
     "ocr": (1, 8, 16, 32),
+    "solve": (1, SOLVER_ROWS["B"]),
 }
 _SHORT_PREFILL: Final = 128
 _STALE_SECONDS: Final = 600.0  # that nothing was written into a directory of a build before it may be removed
@@ -88,8 +89,8 @@ def build(
         backend: "trt" or "rtx".
         dtype: of the graphs, where the bundle holds several.
         compute_capabilities: such as "8.6"; none for those that TensorRT-RTX takes by itself. TensorRT takes the GPU's.
-        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; 1 is always among
-            them, those of DEFAULT_BUCKETS are if None.
+        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; the largest is the most
+            instances that a solver does. 1 is always among them, those of DEFAULT_BUCKETS are if None.
         prefill: rows of a prompt that the decoder takes at once; STATIC_ROOM if None.
         workspace: most bytes of scratch memory.
         progress: told what is being done.
@@ -147,14 +148,14 @@ def build(
 
 
 def _prefill(bundle: Bundle, buckets: Sequence[int], prefill: int | None) -> int:
-    """Rows of a prompt that are taken at once; none by a recogniser.
+    """Rows of a prompt that are taken at once; none where there is no prompt.
 
     Raises:
         RequestError: out of range, or of no use.
     """
-    if bundle.manifest.recognizer is not None:
+    if bundle.manifest.task != "generate":
         if prefill is not None:
-            raise RequestError(f"--prefill {prefill} is of no use to a recogniser, which has no prompt; leave it out")
+            raise RequestError(f"--prefill {prefill} is of no use to a bundle that has no prompt; leave it out")
         return 0
     prefill = STATIC_ROOM if prefill is None else prefill
     if not buckets[-1] <= prefill <= STATIC_ROOM:
@@ -168,6 +169,8 @@ def profiles_of(bundle: Bundle, role: str, buckets: Sequence[int], prefill: int)
     """What the engine of a graph is built for: fixed shapes for what a loop runs, a range for all else."""
     if bundle.manifest.recognizer is not None:
         return [{"B": (images,) * 3} for images in buckets]
+    if bundle.manifest.solver is not None:
+        return [{"B": (1, buckets[-1], buckets[-1]), "K": (1, 1, SOLVER_ROWS["K"])}]
     return decoder_profiles(buckets, prefill) if role == "decoder" else [RANGES]
 
 

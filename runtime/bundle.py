@@ -31,6 +31,7 @@ CHUNK: Final = 128  # rows of a prompt in one call of the decoder graph; it comp
 STATIC_ROOM: Final = 512  # rows of caches beyond the capacity in graphs for TensorRT: most of a prompt in one call
 CHARACTERS: Final = "characters.txt"  # of a recogniser, one a line, in the order of its classes
 SOLVER_TASKS: Final = ("tour", "hull", "triangulation", "permutation", "none")  # what the answers of a solver are
+SOLVER_ROWS: Final[Mapping[str, int]] = {"B": 64, "K": 128}  # of engines of TensorRT, most instances and rows of each
 RECIPES: Final = ("svtr_bgr_stretch", "svtr_bgr_pad", "tv_rgb_bicubic")  # how images are made ready (runtime/images.py)
 INNER: Final = "hidden."  # begin of the decoder's outputs of inner layers: hidden.1 comes before the last layer
 _MAX_MANIFEST_BYTES: Final = 1 << 24

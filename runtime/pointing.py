@@ -14,8 +14,9 @@ from seqrt.runtime.engines import Engine
 from seqrt.runtime.rules import Ints, Rules
 
 Floats = npt.NDArray[np.float32]
-# Of log-probabilities [B, K, S] and scores [B, K] so far: parents, tokens and scores, [B, K] each.
-Choose = Callable[[Floats, Floats], tuple[Ints, Ints, Floats]]
+# Of log-probabilities [B, K, S] and scores [B, K] so far: parents, tokens and scores, [B, K] each; no parents where
+# each row goes on from itself.
+Choose = Callable[[Floats, Floats], tuple[Ints | None, Ints, Floats]]
 
 _MEMORY: Final = "memory_"
 _PAST: Final = "past_"
@@ -65,8 +66,10 @@ class Pointer:
         Of a beam all rows are the same at first, and only the first one counts.
         """
         shape = rules.finished.shape
+        states = []
         for name in self._states:
-            self._step.state(f"{_PAST}{name}", f"present_{name}", (*shape, *self._rest(f"{_PAST}{name}", 2)))
+            whole = (*shape, *self._rest(f"{_PAST}{name}", 2))
+            states.append((self._step.input(f"{_PAST}{name}", whole), self._step.output(f"present_{name}", whole)))
         previous, parents = self._step.input("previous", shape), self._step.input("parent", shape)
         allowed = self._step.input("allowed", (*shape, self.size + 1))
         log_probabilities = self._step.output("log_probabilities", allowed.shape)
@@ -74,16 +77,20 @@ class Pointer:
         scores = np.zeros(shape, np.float32)
         if choose is beam:
             scores[:, 1:] = -np.inf
-        said: list[tuple[Ints, Ints]] = []
+        said: list[tuple[Ints | None, Ints]] = []
         for _ in range(rules.most):
-            allowed[:] = rules.allowed()
+            rules.allow(allowed)
             self._step.run()
             parent, token, scores = choose(log_probabilities, scores)
             rules.advance(parent, token)
             said.append((parent, token))
             if rules.finished.all():
                 break
-            previous[:], parents[:] = token, parent
+            for past, present in states:
+                past[:] = present
+            previous[:] = token
+            if parent is not None:
+                parents[:] = parent
         return Answers(_traced(said), scores)
 
     def _rest(self, name: str, known: int) -> tuple[int, ...]:
@@ -92,30 +99,30 @@ class Pointer:
         return tuple(int(size) for size in infos[name].shape[known:])
 
 
-def _traced(said: list[tuple[Ints, Ints]]) -> Ints:
+def _traced(said: list[tuple[Ints | None, Ints]]) -> Ints:
     """Outputs of every row of the last step, followed back through its parents: `[B, K, outputs]`."""
-    row = np.broadcast_to(np.arange(said[0][0].shape[1]), said[0][0].shape)
-    tokens = []
+    tokens: list[Ints] = []
+    row: Ints | None = None
     for parent, token in reversed(said):
-        tokens.append(np.take_along_axis(token, row, 1))
-        row = np.take_along_axis(parent, row, 1)
+        tokens.append(token if row is None else np.take_along_axis(token, row, 1))
+        if parent is not None:
+            row = parent if row is None else np.take_along_axis(parent, row, 1)
     return np.stack(tokens[::-1], 2)
 
 
-def best(log_probabilities: Floats, scores: Floats) -> tuple[Ints, Ints, Floats]:
+def best(log_probabilities: Floats, scores: Floats) -> tuple[None, Ints, Floats]:
     """The most probable slot of each row."""
-    token = log_probabilities.argmax(2)
-    return _own(scores), token, scores + np.take_along_axis(log_probabilities, token[..., None], 2)[..., 0]
+    return None, log_probabilities.argmax(2), scores + log_probabilities.max(2)
 
 
 def drawn(rng: np.random.Generator, temperature: float = 1.0) -> Choose:
     """A draw for each row."""
 
-    def choose(log_probabilities: Floats, scores: Floats) -> tuple[Ints, Ints, Floats]:
+    def choose(log_probabilities: Floats, scores: Floats) -> tuple[None, Ints, Floats]:
         uniform = rng.random(log_probabilities.shape, np.float32)
         noise = -np.log(-np.log(np.maximum(uniform, np.finfo(np.float32).tiny)))  # the largest sum is a draw (Gumbel)
         token = (log_probabilities / np.float32(temperature) + noise).argmax(2)
-        return _own(scores), token, scores + np.take_along_axis(log_probabilities, token[..., None], 2)[..., 0]
+        return None, token, scores + np.take_along_axis(log_probabilities, token[..., None], 2)[..., 0]
 
     return choose
 
@@ -130,7 +137,3 @@ def beam(log_probabilities: Floats, scores: Floats) -> tuple[Ints, Ints, Floats]
     # Where there are fewer, the rest say what the best one says, and can never win.
     kept = np.where(np.isneginf(found), kept[:, :1], kept)
     return kept // slots, kept % slots, found
-
-
-def _own(scores: Floats) -> Ints:
-    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)

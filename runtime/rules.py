@@ -23,107 +23,128 @@ class Rules:
         rows: K, of each instance.
         size: N, places of the graphs.
         has_end: whether the model says where an answer ends; else it has as many outputs as points.
+
+    Attributes:
+        finished: `[B, K]`, rows that have nothing left to say.
+        starts: `[B, K]`, where each row has to begin, if it may not choose.
     """
 
-    starts: Ints | None = None  # `[B, K]`, where each row has to begin, if it may not choose
+    starts: Ints | None = None
 
     def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
         self.length, self.size, self.has_end = length, size, has_end
         self.count = 0  # outputs so far, the same of all rows
         self.finished = np.zeros((len(length), rows), np.bool_)
-        slots = np.arange(size + 1)
-        self._points = np.broadcast_to((slots < length[:, None])[:, None], (len(length), rows, size + 1))
+        self._instances = np.arange(len(length))[:, None]
+        self._shortest = int(length.min())
+        is_point = np.arange(size + 1) < length[:, None]
+        self._points = np.repeat(is_point[:, None], rows, 1)
 
     @property
     def most(self) -> int:
         """Most outputs."""
         return int(self.length.max()) + self.has_end
 
-    def allowed(self) -> Bools:
-        """`[B, K, N + 1]`, where each row may point."""
-        found = self._open()
+    def allow(self, out: Bools) -> None:
+        """Writes `[B, K, N + 1]`, where each row may point."""
         if self.count == 0 and self.starts is not None:
-            found[:] = False
-            np.put_along_axis(found, self.starts[..., None], True, 2)
-        found[self.finished] = False
-        found[..., self.size] |= self.finished
-        return found
+            out[:] = False
+            np.put_along_axis(out, self.starts[..., None], True, 2)
+            return
+        self._open(out)
+        if self.finished.any():
+            out[self.finished] = False
+            out[..., self.size] |= self.finished
 
-    def advance(self, parent: Ints, token: Ints) -> None:
-        """Rows go on from `parent` and point at `token`, both `[B, K]`."""
-        self.finished = np.take_along_axis(self.finished, parent, 1)
-        self._take(parent, token)
+    def advance(self, parent: Ints | None, token: Ints) -> None:
+        """Rows go on from `parent`, or from themselves, and point at `token`, both `[B, K]`."""
+        if parent is not None:
+            self.finished = self.finished[self._instances, parent]
+            self._inherit(parent)
+        self._take(token)
         self.count += 1
-        self.finished |= self._ends(token)
+        self._end(token)
 
-    def _open(self) -> Bools:
-        """`allowed` of rows that are not finished; may be changed."""
-        found = self._points & (self.count < self.length)[:, None, None]  # as many outputs as points at most
-        found[..., self.size] = self.has_end and self.count > 0
-        return found
+    def _open(self, out: Bools) -> None:
+        """Writes where rows that are not finished may point."""
+        np.logical_and(self._points, (self.count < self.length)[:, None, None], out=out)  # as many outputs as points
+        out[..., self.size] = self.has_end and self.count > 0
 
-    def _take(self, parent: Ints, token: Ints) -> None:
+    def _inherit(self, parent: Ints) -> None:
+        """Gives each row what a subclass keeps of its parent."""
+
+    def _take(self, token: Ints) -> None:
         """Updates what a subclass keeps of each row."""
 
-    def _ends(self, token: Ints) -> Bools:
-        return token == self.size if self.has_end else np.broadcast_to(self.count >= self.length[:, None], token.shape)
+    def _end(self, token: Ints) -> None:
+        if self.has_end:
+            self.finished |= token == self.size
+        elif self.count >= self._shortest:
+            self.finished |= (self.count >= self.length)[:, None]
 
 
 class Permutation(Rules):
-    """Every point once: tasks "tour", whose end nobody need point at, and "permutation"."""
+    """Every point once: tasks "tour" and "permutation", whose end nobody need point at."""
 
     def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
         super().__init__(length, rows, size, has_end)
-        self._free = self._points.copy()
-        self._first = np.full(self.finished.shape, size)
+        self._free = self._points
+        self._begins = np.arange(len(length) * rows) * (size + 1)  # of each row's slots
 
     @property
     def most(self) -> int:
         """Most outputs."""
         return int(self.length.max())
 
-    def _open(self) -> Bools:
-        return self._free.copy()
+    def _open(self, out: Bools) -> None:
+        out[:] = self._free
 
-    def _take(self, parent: Ints, token: Ints) -> None:
-        self._free = np.take_along_axis(self._free, parent[..., None], 1)
-        np.put_along_axis(self._free, token[..., None], False, 2)
+    def _inherit(self, parent: Ints) -> None:
+        self._free = self._free[self._instances, parent]
 
-    def _ends(self, token: Ints) -> Bools:
-        return np.broadcast_to(self.count >= self.length[:, None], token.shape)
+    def _take(self, token: Ints) -> None:
+        self._free.reshape(-1)[self._begins + token.ravel()] = False
+
+    def _end(self, token: Ints) -> None:
+        if self.count >= self._shortest:
+            self.finished |= (self.count >= self.length)[:, None]
 
 
 class Hull(Permutation):
     """At least three points, none twice; then the first one again, or the end if there is one, closes the polygon."""
+
+    def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
+        super().__init__(length, rows, size, has_end)
+        self._first = np.full(self.finished.shape, size)
 
     @property
     def most(self) -> int:
         """Most outputs."""
         return int(self.length.max()) + 1
 
-    def _open(self) -> Bools:
-        found = self._free.copy()
+    def _open(self, out: Bools) -> None:
+        out[:] = self._free
         if self.count >= _CORNERS:
-            np.put_along_axis(found, self._first[..., None], True, 2)
-            found[..., self.size] = self.has_end
-        return found
+            np.put_along_axis(out, self._first[..., None], True, 2)
+            out[..., self.size] = self.has_end
 
-    def _take(self, parent: Ints, token: Ints) -> None:
-        super()._take(parent, token)
-        self._first = token if self.count == 0 else np.take_along_axis(self._first, parent, 1)
+    def _inherit(self, parent: Ints) -> None:
+        super()._inherit(parent)
+        self._first = self._first[self._instances, parent]
 
-    def _ends(self, token: Ints) -> Bools:
-        closes = (token == self._first) & (self.count > 1)
-        return np.asarray(closes | (token == self.size))
+    def _take(self, token: Ints) -> None:
+        super()._take(token)
+        if self.count == 0:
+            self._first = token.copy()
+
+    def _end(self, token: Ints) -> None:
+        self.finished |= token == self.size
+        if self.count > 1:
+            self.finished |= token == self._first
 
 
 class Triangulation(Rules):
     """Triples of points, each ascending, one after the other ascending as well: no triangle comes twice."""
-
-    @property
-    def most(self) -> int:
-        """Most outputs: of n points, 2 n - 5 triangles, and the end."""
-        return _CORNERS * int(2 * self.length.max() - 5) + 1
 
     def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
         super().__init__(length, rows, size, has_end)
@@ -131,36 +152,48 @@ class Triangulation(Rules):
         self._now = np.zeros((*shape, _CORNERS), np.int64)  # this triangle's corners, as far as there are any
         self._last = np.tile(np.array([0, 1, 1]), (*shape, 1))  # comes just before the first that there can be
 
-    def _open(self) -> Bools:
-        corner = self.count % _CORNERS
-        slots, length = np.arange(self.size + 1), self.length[:, None, None]
-        found = self._points & (slots < length - (_CORNERS - 1 - corner))  # room for the corners to come
-        # A corner that is the last triangle's leaves something to be done by those to come.
-        last = self._last
-        has_later = last[..., 2] + 1 < length[..., 0]  # a larger third corner
-        lowest = last[..., 0] + (~has_later & (last[..., 1] + 2 >= length[..., 0]))
-        if corner == 1:
-            same = self._now[..., 0] == last[..., 0]
-            lowest = np.where(same, last[..., 1] + ~has_later, self._now[..., 0] + 1)
-        elif corner == 2:
-            same = (self._now[..., :2] == last[..., :2]).all(2)
-            lowest = np.where(same, last[..., 2], self._now[..., 1]) + 1
-        found &= slots >= lowest[..., None]
-        full = 2 * length[..., 0] - 5
-        if corner == 0:
-            found &= (self.count // _CORNERS < full)[..., None]
-            found[..., self.size] = (self.count > 0) | ~found.any(2)
-        return found
+    @property
+    def most(self) -> int:
+        """Most outputs: of n points, 2 n - 5 triangles, and the end."""
+        return _CORNERS * int(2 * self.length.max() - 5) + 1
 
-    def _take(self, parent: Ints, token: Ints) -> None:
-        self._now, self._last = (np.take_along_axis(kept, parent[..., None], 1) for kept in (self._now, self._last))
+    def _open(self, out: Bools) -> None:
+        corner = self.count % _CORNERS
+        slots, length = np.arange(self.size + 1), self.length[:, None]
+        lowest = (self._lowest_first, self._lowest_second, self._lowest_third)[corner](length)
+        out[:] = self._points & (slots < length[..., None] - (_CORNERS - 1 - corner))  # room for the corners to come
+        out &= slots >= lowest[..., None]
+        if corner == 0:
+            out &= (self.count // _CORNERS < 2 * length - 5)[..., None]
+            out[..., self.size] = (self.count > 0) | ~out.any(2)
+
+    def _lowest_first(self, length: Ints) -> Ints:
+        """The last triangle's first corner, if a later triangle has it too."""
+        first, second, third = np.moveaxis(self._last, 2, 0)
+        return np.asarray(first + ((third + 1 >= length) & (second + 2 >= length)))
+
+    def _lowest_second(self, length: Ints) -> Ints:
+        """Behind the first; with the same first, the last triangle's second, if a larger third is left."""
+        first, second, third = np.moveaxis(self._last, 2, 0)
+        is_same = self._now[..., 0] == first
+        return np.where(is_same, second + (third + 1 >= length), self._now[..., 0] + 1)
+
+    def _lowest_third(self, length: Ints) -> Ints:
+        """Behind the second, and with the same two, behind the last triangle's third."""
+        is_same = (self._now[..., :2] == self._last[..., :2]).all(2)
+        return np.where(is_same, self._last[..., 2], self._now[..., 1]) + 1
+
+    def _inherit(self, parent: Ints) -> None:
+        self._now, self._last = (kept[self._instances, parent] for kept in (self._now, self._last))
+
+    def _take(self, token: Ints) -> None:
         corner = self.count % _CORNERS
         self._now[..., corner] = token
         if corner == _CORNERS - 1:
             self._last = self._now.copy()
 
-    def _ends(self, token: Ints) -> Bools:
-        return np.asarray(token == self.size)
+    def _end(self, token: Ints) -> None:
+        self.finished |= token == self.size
 
 
 RULES: Final = {

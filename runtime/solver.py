@@ -13,7 +13,7 @@ import numpy as np
 
 from seqrt.errors import RequestError
 from seqrt.runtime.backends import Engines
-from seqrt.runtime.bundle import SOLVER_TASKS, Bundle
+from seqrt.runtime.bundle import SOLVER_ROWS, SOLVER_TASKS, Bundle
 from seqrt.runtime.geometry import Doubles, area, is_hull, is_triangulation, tour_length
 from seqrt.runtime.loaded import Loaded, load_as
 from seqrt.runtime.pointing import Answers, Choose, Pointer, beam, best, drawn
@@ -191,8 +191,12 @@ class Solver(Loaded):
 
     def _solved(self, held: _Batch, size: int, task: str, search: Search) -> Iterator[tuple[int, Solution]]:
         """Solves a batch, in parts if its rows are too many."""
-        rows = max(search.beam, search.samples, _SYMMETRIES * size if search.multistart else 1)
-        part = max(1, MOST_ROWS // rows)
+        turns, rows = (_SYMMETRIES, size) if search.multistart else (1, max(search.beam, search.samples))
+        part = max(1, MOST_ROWS // (turns * rows))
+        if self.backend in ("trt", "rtx"):
+            if rows > SOLVER_ROWS["K"]:
+                raise RequestError(f"{rows} rows an instance are too many for engines, which take {SOLVER_ROWS['K']}")
+            part = min(part, SOLVER_ROWS["B"] // turns)
         for first in range(0, len(held.numbers), part):
             numbers, points = held.numbers[first : first + part], held.points[first : first + part]
             yield from zip(numbers, self._answered(points, size, task, search), strict=True)

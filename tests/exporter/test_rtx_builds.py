@@ -13,11 +13,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from tests.conftest import write_solver
 
 from seqrt.exporter.export import export
 from seqrt.exporter.passes import fix_dimension, turn_weights
 from seqrt.exporter.quantize import Method
 from seqrt.exporter.recognizer import export_recognizer
+from seqrt.exporter.solver import export_solver
 from seqrt.exporter.stitch import decoder_graph, model_of, parameters_of
 from seqrt.exporter.targets import TARGETS, variants
 from seqrt.graphs.config import DecoderConfig
@@ -304,3 +306,19 @@ def test_norms_of_recognisers_sum_in_float32(recognizer_source: Path, tmp_path: 
     norms = [node for node in ir.load(made / info.path).graph if node.op_type == "LayerNormalization"]
     assert len(norms) > 10
     assert {node.attributes.get_int("stash_type", 1) for node in norms} == {1}
+
+
+INSTANCES: Final = [{"B": (1, 8, 64), "K": (1, 1, 128)}]
+
+
+@pytest.mark.parametrize("kind", ["attention", "ptrnet", "set"])
+@pytest.mark.parametrize("wanted", ["rtx:fp16", "rtx:fp32", "trt10.3"])
+def test_pointer_models_build(kind: str, wanted: str, tmp_path: Path) -> None:
+    source = write_solver(tmp_path / "source", kind, "none")
+    made = export_solver(source, tmp_path / "bundle", sizes=(10,), targets=(wanted,)).bundle
+    infos = open_bundle(made).manifest.graphs
+    assert [info.role for info in infos] == ["encode.10", "step.10"]
+    for info in infos:
+        operators = {node.op_type for node in ir.load(made / info.path).graph}
+        assert not operators & {"LSTM", "Loop", "If", "Scan"}
+        build(made / info.path, INSTANCES)

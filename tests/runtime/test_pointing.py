@@ -43,9 +43,6 @@ class Fake:
         self.arrays[name] = np.zeros(shape, self.outputs[name].dtype)
         return self.arrays[name]
 
-    def state(self, past: str, present: str, shape: Sequence[int]) -> None:
-        self.arrays[past] = self.arrays[present] = np.full(shape, 5)
-
     def run(self) -> None:
         held = self.arrays
         if "points" in held:
@@ -94,11 +91,13 @@ def expansions(
     rules = RULES[task](np.array([n]), 1, N, has_end=task == "hull")
     said = 0
     for token in outputs:
-        rules.advance(np.zeros((1, 1), np.int64), np.array([[token]]))
+        rules.advance(None, np.array([[token]]))
         said = joined(said, token)
     if rules.finished.all():
         return [(score, outputs)]
-    allowed = rules.allowed()[0, 0]
+    mask = np.empty((1, 1, N + 1), np.bool_)
+    rules.allow(mask)
+    allowed = mask[0, 0]
     values = np.where(allowed, scores_of(seed, said), -np.inf)
     values -= values.max() + np.log(np.exp(values - values.max()).sum())
     return [(score + values[token], (*outputs, int(token))) for token in np.flatnonzero(allowed)]

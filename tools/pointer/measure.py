@@ -2,7 +2,7 @@
 
     python -m tools.pointer.measure BUNDLE hull50.txt hull10.txt [--beam 3] [--count 1000] [--json]
 
-Files are those of `python -m tools.pointer.data`, or the pointer networks' released ones. Reported are, in the terms of
+Files are those of `python -m tools.pointer.data`, or the released ones of pointer networks. Reported are, in terms of
 arXiv 1506.03134: the share of right answers (the same polygon, the same triangles, the same order); of hulls, their area
 to the true one, and of triangulations, the share of true triangles found; of tours, their mean length to the labels'.
 """

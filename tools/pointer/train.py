@@ -97,11 +97,11 @@ def allowed_along(task: str, labels: Ints, size: int, has_end: bool) -> Bools:
     rules = RULES[task](np.full(len(labels), size), 1, size, has_end)
     if task == "tour":
         rules.starts = labels[:, :1]
-    parent, found = np.zeros((len(labels), 1), np.int64), []
-    for token in labels.T:
-        found.append(rules.allowed()[:, 0])
-        rules.advance(parent, np.where(token < 0, size, token)[:, None])
-    return np.stack(found, 1)
+    found = np.empty((*labels.shape, size + 1), np.bool_)
+    for place, token in enumerate(labels.T):
+        rules.allow(found[:, place, None])
+        rules.advance(None, np.where(token < 0, size, token)[:, None])
+    return found
 
 
 def losses(model: PointerModel, lesson: Lesson) -> Tensor:
