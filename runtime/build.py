@@ -89,8 +89,8 @@ def build(
         backend: "trt" or "rtx".
         dtype: of the graphs, where the bundle holds several.
         compute_capabilities: such as "8.6"; none for those that TensorRT-RTX takes by itself. TensorRT takes the GPU's.
-        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; the largest is the most
-            instances that a solver does. 1 is always among them, those of DEFAULT_BUCKETS are if None.
+        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; of a solver the
+            largest counts, most instances. 1 is always among them, those of DEFAULT_BUCKETS are if None.
         prefill: rows of a prompt that the decoder takes at once; STATIC_ROOM if None.
         workspace: most bytes of scratch memory.
         progress: told what is being done.

@@ -246,7 +246,7 @@ def test_recognisers_are_built_by_batch_size(recognizer_source: Path, tmp_path: 
     assert not build(opened, "rtx", compute_capabilities=("8.6",)).is_new
     few = build(opened, "rtx", compute_capabilities=("8.6",), buckets=(4,))
     assert list(few.record.graphs[0].buckets) == [1, 4]
-    with pytest.raises(RequestError, match="--prefill 8 is of no use to a recogniser"):
+    with pytest.raises(RequestError, match="--prefill 8 is of no use to a bundle that has no prompt"):
         build(opened, "rtx", prefill=8)
 
 
