@@ -3,8 +3,8 @@
     python -m tools.pointer.measure BUNDLE hull50.txt hull10.txt [--beam 3] [--count 1000] [--json]
 
 Files are those of `python -m tools.pointer.data`, or the released ones of pointer networks. Reported are, in terms of
-arXiv 1506.03134: the share of right answers (the same polygon, the same triangles, the same order); the area of hulls to
-the true one; the share of true triangles that were found; the mean length of tours to that of the labels.
+arXiv 1506.03134: the share of right answers (the same polygon, triangles or order); the area of hulls to the true one;
+the share of true triangles that were found; the mean length of tours to that of the labels.
 """
 
 from __future__ import annotations
