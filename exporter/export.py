@@ -32,6 +32,7 @@ class Report:
         kept: with --quantize source, the weights that have the source's own blocks, and their bytes in the bundle.
         rounded: with --quantize source, those whose blocks could not be kept and are int8 now, likewise.
         differences: largest difference from torch per graph file and output; empty without checks.
+        notes: what was taken for granted.
     """
 
     bundle: Path
@@ -39,6 +40,7 @@ class Report:
     kept: Mapping[str, int]
     rounded: Mapping[str, int]
     differences: Mapping[str, Mapping[str, float]]
+    notes: Sequence[str] = ()
 
 
 def export(

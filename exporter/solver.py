@@ -82,7 +82,16 @@ def export_solver(
             files=describe_files(folder),
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return Report(bundle, checkpoint.name, {}, {}, made.differences)
+    return Report(bundle, checkpoint.name, {}, {}, made.differences, _notes(checkpoint))
+
+
+def _notes(checkpoint: SolverCheckpoint) -> list[str]:
+    if not checkpoint.assumed:
+        return []
+    told = ", ".join(f"{name} {value}" for name, value in checkpoint.assumed.items())
+    return [
+        f"{checkpoint.name} does not say it, so this is assumed: {told}; write what differs into args.json beside it"
+    ]
 
 
 def _task(checkpoint: SolverCheckpoint, task: str | None) -> str:

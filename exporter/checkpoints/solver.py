@@ -73,6 +73,7 @@ class SolverCheckpoint:
         model: in eval mode, with its weights.
         task: what its answers are; None if nobody says.
         is_told: it must be told where to begin, as POMO's are trained.
+        assumed: what neither the file nor args.json says, by RL4CO's names.
     """
 
     name: str
@@ -80,6 +81,7 @@ class SolverCheckpoint:
     model: PointerModel
     task: str | None
     is_told: bool
+    assumed: Mapping[str, object]
 
 
 def is_solver(path: Path) -> bool:
@@ -111,7 +113,9 @@ def open_solver(path: Path) -> SolverCheckpoint:
     try:
         own, names = layout_of(state)(state)
         kind: Kind = "attention" if "layers.0.qkv.weight" in own else "ptrnet"
-        model, is_told = _attention(own, hints, state) if kind == "attention" else (_ptrnet(own, hints), False)
+        assumed = {name: value for name, value in _usual(kind, own, state).items() if name not in hints}
+        hints = assumed | hints
+        model: PointerModel = _attention(own, hints, state) if kind == "attention" else _ptrnet(own, hints)
         _load(model, own, names)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -119,7 +123,22 @@ def open_solver(path: Path) -> SolverCheckpoint:
         raise CheckpointError(
             f"{path} is no pointer model, or not whole ({type(error).__name__}: {one_line(error)})"
         ) from error
-    return SolverCheckpoint(path.stem, kind, model.eval(), None if model.has_end else "tour", is_told)
+    # What was trained without the mean of the graph was trained as POMO is.
+    is_told = kind == "attention" and not (own["start"].any() and own["graph.weight"].any())
+    task = None if model.has_end else "tour"
+    return SolverCheckpoint(path.stem, kind, model.eval(), task, is_told, assumed)
+
+
+def _usual(kind: Kind, own: State, stored: State) -> dict[str, object]:
+    """What these projects use where tensors do not say it."""
+    if kind == "ptrnet":
+        return {} if "decoder.end" in own else {"tanh_clipping": _CLIP}
+    usual: dict[str, object] = {"tanh_clipping": _CLIP}
+    if not any(name.endswith("W_query") for name in stored):
+        usual |= {"num_heads": _HEADS}
+    if own["graph.weight"].any():
+        usual |= {"use_graph_context": True}
+    return usual
 
 
 def _own(folder: Path) -> SolverCheckpoint:
@@ -137,7 +156,7 @@ def _own(folder: Path) -> SolverCheckpoint:
         raise CheckpointError(f"{folder}: {error}") from error
     except Exception as error:
         raise CheckpointError(f"{folder} is not whole ({type(error).__name__}: {one_line(error)})") from error
-    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, settings.is_told)  # type: ignore[arg-type]
+    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, settings.is_told, {})  # type: ignore[arg-type]
 
 
 def _model(settings: Settings, state: State) -> PointerModel:
@@ -159,23 +178,22 @@ def _ptrnet(state: State, hints: Mapping[str, Any]) -> PtrNet:
         is_embedded=embedding is not None,
         has_end=has_end,
         has_glimpse="decoder.glimpse.v" in state,
-        clip=float(hints.get("tanh_clipping", 0.0 if has_end else _CLIP)),
+        clip=float(hints.get("tanh_clipping", 0.0)),
     )
     return PtrNet(config)
 
 
-def _attention(own: State, hints: Mapping[str, Any], stored: State) -> tuple[AttentionModel, bool]:
-    """The module, and whether it must be told where to begin."""
+def _attention(own: State, hints: Mapping[str, Any], stored: State) -> AttentionModel:
+    """The module; its mean of the graph is taken out of `own` if the hints say that it was not used."""
     norms: dict[bool, NormKind] = {True: "batch", False: "instance"}
     kinds = [name for name in stored if "norm" in name.lower() and name.endswith(("weight", "running_mean"))]
     norm = norms[any(name.endswith("running_mean") for name in kinds)] if kinds else "layer"
-    heads = next((value.shape[0] for name, value in stored.items() if name.endswith("W_query")), _HEADS)
-    heads = int(hints.get("num_heads", heads))
+    known = next((value.shape[0] for name, value in stored.items() if name.endswith("W_query")), None)
+    heads = int(known or hints["num_heads"])
     if not hints.get("use_graph_context", True):
         own["graph.weight"] = torch.zeros_like(own["graph.weight"])
-    is_told = not bool(own["start"].any()) or not hints.get("use_graph_context", True)
-    clip, is_masked = float(hints.get("tanh_clipping", _CLIP)), bool(hints.get("mask_inner", True))
-    return AttentionModel(_attention_config(own, heads, norm, clip, is_masked)), is_told
+    clip, is_masked = float(hints["tanh_clipping"]), bool(hints.get("mask_inner", True))
+    return AttentionModel(_attention_config(own, heads, norm, clip, is_masked))
 
 
 def _attention_config(state: State, heads: int, norm: str, clip: float, is_masked: bool) -> AttentionModelConfig:

@@ -5,6 +5,8 @@ greedy decoding `[n, n]` (of the paper's network with a row of the end), written
 at a time, without padding, caches or folding.
 """
 
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
 import math
 from typing import Any
 
@@ -40,6 +42,9 @@ class PtrNet(nn.Module):
 class GlimpsePtrNet(nn.Module):
     """PointerNetworkPolicy of RL4CO, `model: pointer` of attention-learn-to-route."""
 
+    encoder: Any
+    decoder: Any
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.decoder_in_0 = nn.Parameter(torch.randn(dim))
@@ -59,7 +64,8 @@ class GlimpsePtrNet(nn.Module):
         """As the module says."""
         inputs = points @ self.embedding
         encoded, (hidden, cell) = self.encoder.lstm(inputs[:, None])
-        hidden, cell, entering = hidden[0], cell[0], self.decoder_in_0
+        hidden, cell = hidden[0], cell[0]
+        entering: Tensor = self.decoder_in_0
         visited = torch.zeros(len(points), dtype=torch.bool)
         found = []
         for _ in range(len(points)):
@@ -82,6 +88,9 @@ class Attention(nn.Module):
     """The attention model: a function of roles, which each project's layout names differently."""
 
     num_heads = 4
+    encoder: Any
+    decoder: Any
+    embedder: Any
     begins: int | None = None  # where the tour has to begin
 
     def tour(self, points: Tensor) -> Tensor:
@@ -111,7 +120,8 @@ class Attention(nn.Module):
         """Attention of several heads, `[m, D]` over `[n, D]`."""
         parts = [part.unflatten(1, (self.num_heads, -1)).transpose(0, 1) for part in (query, key, value)]
         mask = None if visited is None else ~visited
-        return functional.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(0, 1).flatten(1)
+        made = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask)
+        return made.transpose(0, 1).flatten(1)
 
 
 def norm_of(kind: str, dim: int) -> nn.Module:

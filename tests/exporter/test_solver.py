@@ -15,13 +15,14 @@ from torch import nn
 from seqrt.errors import CheckpointError, ExportError, SeqrtError
 from seqrt.exporter.checkpoints.solver import is_solver, open_solver
 from seqrt.exporter.solver import export_solver
+from seqrt.graphs.attention_model import AttentionModel
 from seqrt.graphs.pointing import PointerModel
 from seqrt.runtime.solver import load
 
 CLOSE = 2e-5
 N, SIZE = 9, 12
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
+MODELS: dict[str, Callable[[], Any]] = {
     "kool": pointing.Kool,
     "rl4co-batch": pointing.Rl4co,
     "rl4co-instance": lambda: pointing.Rl4co(norm="instance"),
@@ -94,7 +95,7 @@ def test_the_network_of_the_paper(tmp_path: Path) -> None:
         memory = model.encode(padded, torch.tensor([N]))
         allowed = torch.arange(SIZE + 1).lt(N)
         allowed[SIZE] = True
-        state = (torch.randn(1, 1, 16), torch.randn(1, 1, 16))  # of a start, nobody reads it
+        state: tuple[torch.Tensor, ...] = (torch.randn(1, 1, 16), torch.randn(1, 1, 16))  # of a start, nobody reads it
         for step, previous in enumerate([SIZE, *order]):
             made, state = model.step(
                 torch.tensor([[previous]]), torch.zeros(1, 1, dtype=torch.int64), allowed[None, None], state, memory
@@ -145,10 +146,25 @@ def test_lightning_checkpoints(tmp_path: Path) -> None:
     Policy.ran = False
     read = open_solver(file)
     assert not Policy.ran
-    config = read.model.config  # type: ignore[attr-defined]
+    assert isinstance(read.model, AttentionModel)
+    config = read.model.config
     assert (config.num_heads, config.clip, config.norm, config.num_layers) == (2, 5.0, "instance", 2)
     assert read.is_told
+    assert not read.assumed
     assert not read.model.state_dict()["graph.weight"].any()
+
+
+def test_what_a_file_does_not_say_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    file = tmp_path / "policy.pt"
+    torch.save(pointing.Rl4co(dim=64).state_dict(), file)
+    (note,) = export_solver(file, tmp_path / "bundle", sizes=(5,), check=False).notes
+    assert "this is assumed: tanh_clipping 10.0, num_heads 8, use_graph_context True; write what differs" in note
+    (tmp_path / "args.json").write_text(json.dumps({"num_heads": 4, "tanh_clipping": 5, "use_graph_context": True}))
+    assert not open_solver(file).assumed
+    torch.save(pointing.Kool().state_dict(), file)
+    (tmp_path / "args.json").unlink()
+    assert open_solver(file).assumed == {"tanh_clipping": 10.0}  # its heads are seen
 
 
 def test_legacy_files_run_nothing(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_tables(tmp_path: Path) -> None:
     file = tmp_path / "points.csv"
     for text in ("1,2\n3,4.5\n", "x,y\n1, 2\n\n3,4.5", "\ufeff1,2\r\n3,4.5\r\n"):
         file.write_bytes(text.encode())
-        assert np.array_equal(read(file), [[[1, 2], [3, 4.5]]])
+        assert np.array_equal(read(file)[0], np.array([[1, 2], [3, 4.5]]))
 
 
 def test_lines_of_the_released_data(tmp_path: Path) -> None:

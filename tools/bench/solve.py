@@ -28,7 +28,7 @@ from seqrt.graphs.pointing import PointerModel
 from seqrt.runtime.solver import Solver, load
 
 Points = npt.NDArray[np.float64]
-Solve = Callable[[Points], list[list[int]]]
+Solve = Callable[[Points], list[Any]]
 
 _PAUSE_S = 0.05  # the last one's threads spin a little while before they sleep
 
@@ -47,7 +47,7 @@ class Torch:
         self._step: Any = torch.compile(model.step) if is_compiled else model.step
 
     @torch.inference_mode()
-    def __call__(self, points: Points) -> list[list[int]]:
+    def __call__(self, points: Points) -> list[Any]:
         """Orders of instances of the same size."""
         given = torch.from_numpy(points.astype(np.float32))
         count, size, _ = given.shape
@@ -62,18 +62,18 @@ class Torch:
             previous = found.argmax(2)
             allowed = allowed.scatter(2, previous[..., None], False)
             order.append(previous)
-        return torch.cat(order, 1).tolist()  # type: ignore[no-any-return]
+        return torch.cat(order, 1).tolist()
 
 
 def bundled(solver: Solver, batch: int) -> Solve:
     """The bundle's answers."""
-    return lambda points: [list(found.order) for found in solver.solve(points, batch=batch)]  # type: ignore[misc]
+    return lambda points: [found.order for found in solver.solve(points, batch=batch)]
 
 
 def measured(runners: dict[str, Solve], points: Points, batch: int, repeats: int) -> dict[str, Any]:
     """Instances a second of each, in turn, and the share of tours that are the first one's."""
     best = dict.fromkeys(runners, math.inf)
-    orders: dict[str, list[list[int]]] = {}
+    orders: dict[str, list[Any]] = {}
     for repeat in range(repeats + 1):
         for name, solve in runners.items():
             sleep(_PAUSE_S)

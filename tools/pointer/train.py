@@ -131,7 +131,7 @@ def train(arguments: argparse.Namespace) -> None:
         while run.step < arguments.steps:
             lesson = next(batches)
             loss = losses(model, lesson).sum() / (lesson.labels >= 0).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             run.update()
             average.update_parameters(model)

@@ -151,6 +151,8 @@ def export(
             if quality and quantize is not Quantization.none and is_ort:
                 measured = _measured(source, lud, bundle, progress)
     seconds = perf_counter() - start
+    for line in report.notes:
+        note(line)
     manifest = open_bundle(bundle).manifest
     num_bytes = sum(file.size for file in manifest.files.values())
     if as_json:
