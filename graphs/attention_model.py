@@ -19,6 +19,7 @@ from seqrt.graphs.decoder import Linear
 from seqrt.graphs.pointing import FAR_BELOW, PointerModel, chosen, is_point, rows
 
 NormKind = Literal["batch", "instance", "layer"]
+TABLES: Final = ("first", "last", "key", "value", "pointer")  # what one product makes of the embeddings
 _EPSILON: Final = 1e-5
 
 
@@ -108,9 +109,8 @@ class AttentionModel(PointerModel):
         dim = config.dim
         self.embedding = Linear(config.input_dim, dim, bias=True)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
-        self.key, self.value, self.pointer = (Linear(dim, dim, bias=True) for _ in range(3))
+        self.tables = Linear(dim, len(TABLES) * dim, bias=True)
         self.graph = Linear(dim, dim, bias=True)
-        self.first, self.last = Linear(dim, dim, bias=False), Linear(dim, dim, bias=False)
         self.start = nn.Parameter(torch.empty(2, dim).uniform_(-1, 1))
         self.out = Linear(dim, dim, bias=True)
 
@@ -123,15 +123,16 @@ class AttentionModel(PointerModel):
         for layer in self.layers:
             x = layer(x, inside, mask)
         graph = self.graph((x * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True))
+        parts = self.tables(x).chunk(len(TABLES), -1)
         first, last = (
-            torch.cat([table(x), table(start.expand(x.shape[0], 1, -1))], 1)
-            for table, start in zip((self.first, self.last), self.start, strict=True)
+            _with(part, start @ weight)
+            for part, start, weight in zip(parts, self.start, self.tables.weight.chunk(len(TABLES), 1), strict=False)
         )
-        key, value = (split_heads(_with_none(made(x)), heads) for made in (self.key, self.value))
-        scaled = _with_none(self.pointer(x)) * dim**-0.5
-        pointer = (scaled @ self.out.weight.T).transpose(1, 2)
-        bias = (scaled @ self.out.bias)[:, None]
-        return first, last + graph, key.transpose(2, 3) * (dim // heads) ** -0.5, value, pointer, bias
+        key, value, pointer = (_with(part, torch.zeros_like(self.start[0])) for part in parts[2:])
+        key, value = split_heads(key, heads).transpose(2, 3) * (dim // heads) ** -0.5, split_heads(value, heads)
+        scaled = pointer * dim**-0.5
+        pointer, bias = (scaled @ self.out.weight.T).transpose(1, 2), (scaled @ self.out.bias)[:, None]
+        return first, last + graph, key, value, pointer, bias
 
     def follow(self, points: Tensor, length: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
         """As `PointerModel.follow`, all outputs at once: nothing but the first and the last one is remembered."""
@@ -172,6 +173,6 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _with_none(x: Tensor) -> Tensor:
-    """A row of zeros more, for the slot that is no point."""
-    return torch.cat([x, torch.zeros_like(x[:, :1])], 1)
+def _with(x: Tensor, row: Tensor) -> Tensor:
+    """One row more, for the slot that is no point: `[B, N, D]` and `[D]` to `[B, N + 1, D]`."""
+    return torch.cat([x, row.expand(x.shape[0], 1, -1)], 1)

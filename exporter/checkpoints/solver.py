@@ -134,11 +134,9 @@ def _usual(kind: Kind, own: State, stored: State) -> dict[str, object]:
     if kind == "ptrnet":
         return {} if "decoder.end" in own else {"tanh_clipping": _CLIP}
     usual: dict[str, object] = {"tanh_clipping": _CLIP}
-    if not any(name.endswith("W_query") for name in stored):
-        usual |= {"num_heads": _HEADS}
-    if own["graph.weight"].any():
-        usual |= {"use_graph_context": True}
-    return usual
+    if any(name.endswith("W_query") for name in stored):  # attention-learn-to-route, which has no choice of the rest
+        return usual
+    return usual | {"num_heads": _HEADS} | ({"use_graph_context": True} if own["graph.weight"].any() else {})
 
 
 def _own(folder: Path) -> SolverCheckpoint:

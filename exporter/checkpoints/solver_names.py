@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqrt.errors import CheckpointError
+from seqrt.graphs.attention_model import TABLES
 
 State = dict[str, Tensor]
 
@@ -48,7 +49,7 @@ _ATTENTION: Final[tuple[tuple[str, str], ...]] = (
     (r"^decoder\.(?:node_prob_calculator\.)?Wv\.", "value."),
     (r"^decoder\.(?:node_prob_calculator\.)?multi_head_combine\.", "out."),
 )
-_BIASED: Final = ("embedding", "qkv", "out", "fc1", "fc2", "key", "value", "pointer", "graph")  # not in all layouts
+_BIASED: Final = ("embedding", "qkv", "out", "fc1", "fc2", "graph")  # not in all layouts
 _QUERY_KEY_VALUE: Final = (("W_query", "W_key", "W_val"), ("Wq.weight", "Wk.weight", "Wv.weight"))
 
 
@@ -112,6 +113,7 @@ def _attention(stored: State) -> tuple[State, dict[str, str]]:
     state.setdefault("start", torch.zeros(2, dim))  # POMO begins where it is told to
     state.setdefault("pointer.weight", torch.eye(dim))  # POMO points at the embeddings themselves
     state.setdefault("graph.weight", torch.zeros(dim, dim))
+    _join_tables(state, dim)
     for module in [name.removesuffix(".weight") for name in state if name.endswith(".weight")]:
         if module.rpartition(".")[2] in _BIASED:
             state.setdefault(f"{module}.bias", torch.zeros(state[f"{module}.weight"].shape[1]))
@@ -137,6 +139,19 @@ def _fold_norm(own: State, norm: str, dim: int) -> None:
         weight = weight / torch.sqrt(own.pop(f"{norm}.running_var") + _EPSILON)
         bias = bias - own.pop(f"{norm}.running_mean") * weight
     own[f"{norm}.scale"], own[f"{norm}.shift"] = weight, bias
+
+
+def _join_tables(state: State, dim: int) -> None:
+    """Whatever is made of the embeddings becomes one matrix."""
+    if missing := [name for name in TABLES if f"{name}.weight" not in state]:
+        raise CheckpointError(f"the matrix of {missing[0]} is missing: it is not whole")
+    weights = [state.pop(f"{name}.weight") for name in TABLES]
+    for name, weight in zip(TABLES, weights, strict=True):
+        if weight.shape != (dim, dim):
+            shape = list(weight.shape)
+            raise CheckpointError(f"the matrix of {name} is {shape}, expected {[dim, dim]}; take another checkpoint")
+    state["tables.weight"] = torch.cat(weights, 1)
+    state["tables.bias"] = torch.cat([state.pop(f"{name}.bias", torch.zeros(dim)) for name in TABLES])
 
 
 def _divide(state: State, name: str, parts: tuple[str, ...], axis: int) -> None:
