@@ -14,12 +14,13 @@ from seqrt.exporter.parts import Part, Progress, write_parts
 from seqrt.exporter.staging import check_replaceable, staged
 from seqrt.exporter.targets import variants
 from seqrt.graphs.pointing import Encode, PointerModel, Step
-from seqrt.runtime.bundle import MANIFEST, SOLVER_TASKS, Manifest, SolverInfo, describe_files
+from seqrt.runtime.bundle import MANIFEST, Manifest, SolverInfo, describe_files
 
 DEFAULT_SIZES: Final = (5, 10, 20, 50, 100)
-_LARGEST: Final = 2000
+_LARGEST: Final = 500
 _FEWEST: Final = 3
 _INSTANCES, _ROWS = 2, 3  # of example inputs; the graphs take any numbers
+_SHARE: Final = 0.7  # of slots that are allowed in them
 
 
 def export_solver(
@@ -65,8 +66,10 @@ def export_solver(
         input_dim=model.input_dim,
         sizes=chosen,
         has_end=model.has_end,
-        is_told=checkpoint.is_told,
+        needs_start=checkpoint.needs_start,
     )
+    if (why := info.lacks(info.task)) is not None:
+        raise ExportError(f"--task {info.task} {why}")
     parts = [part for size in chosen for part in _parts(model, size)]
     with staged(bundle) as folder:
         (folder / "graphs").mkdir()
@@ -98,29 +101,28 @@ def _task(checkpoint: SolverCheckpoint, task: str | None) -> str:
     found = task or checkpoint.task
     if found is None:
         raise ExportError(f"{checkpoint.name} does not say what it solves; give --task hull or --task tour")
-    if found not in SOLVER_TASKS:
-        raise ExportError(f"--task {found} is unknown; choose from {', '.join(SOLVER_TASKS)}")
     return found
 
 
 def _parts(model: PointerModel, size: int) -> list[Part]:
     """The two graphs of a size, with random instances, one of which is not full."""
     encode, step = Encode(model), Step(model)
-    points = torch.rand(_INSTANCES, size, model.input_dim, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(_INSTANCES, size, model.input_dim, generator=generator)
     length = torch.tensor([size, size - 1])
     with torch.no_grad():
         memory = dict(zip(model.memory_names, encode(points, length), strict=True))
-        previous = torch.arange(_INSTANCES * _ROWS).reshape(_INSTANCES, _ROWS) % size
-        parent = torch.zeros_like(previous)
-        parent[:, 1:] = 1
-        inputs = {"previous": previous, "parent": parent}
-        inputs["allowed"] = torch.ones(_INSTANCES, _ROWS, size + 1, dtype=torch.bool)
-        inputs |= {f"past_{name}": _state(model, name, memory) for name in model.state_names}
+    previous = torch.arange(_INSTANCES * _ROWS).reshape(_INSTANCES, _ROWS) % size
+    previous[0, 0] = size  # a start
+    allowed = torch.rand(_INSTANCES, _ROWS, size + 1, generator=generator) < _SHARE
+    allowed[..., 0] = True
+    inputs = {"previous": previous, "parent": torch.tensor([[0, 1, 1]] * _INSTANCES), "allowed": allowed}
+    inputs |= {f"state_{name}": _state(name, memory) for name in model.state_names}
     inputs |= {f"memory_{name}": value for name, value in memory.items()}
     rows = {name: {0: "B", 1: "K"} for name in inputs if not name.startswith("memory_")}
     shared = {name: name for name in model.state_dict()}
     own = {f"model.{name}": value for name, value in shared.items()}
-    outputs = ["log_probabilities", *(f"present_{name}" for name in model.state_names)]
+    outputs = ["log_probabilities", *(f"next_{name}" for name in model.state_names)]
     return [
         Part(
             f"encode.{size}",
@@ -134,9 +136,8 @@ def _parts(model: PointerModel, size: int) -> list[Part]:
     ]
 
 
-def _state(model: PointerModel, name: str, memory: dict[str, Tensor]) -> Tensor:
-    """Of the rows of the example, one that no two share."""
-    if "hidden" in memory:
-        base = memory[name][:, None] * torch.linspace(0.5, 1.5, _ROWS)[:, None]
-        return base.contiguous()
+def _state(name: str, memory: dict[str, Tensor]) -> Tensor:
+    """Of the rows of the example, no two the same: of an LSTM, or the slots that rows began with."""
+    if name in ("hidden", "cell"):
+        return (memory[name][:, None] * torch.linspace(0.5, 1.5, _ROWS)[:, None]).contiguous()
     return torch.tensor([[2, 0, 1]] * _INSTANCES)

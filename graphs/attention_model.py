@@ -34,7 +34,6 @@ class AttentionModelConfig:
         num_layers: of the encoder.
         norm: "batch" with fixed statistics; "instance", over the points of each channel; "layer", over all of both.
         clip: bound of the scores.
-        is_masked: the glimpse looks at what is allowed only.
     """
 
     dim: int
@@ -43,7 +42,6 @@ class AttentionModelConfig:
     num_layers: int
     norm: NormKind
     clip: float = 10.0
-    is_masked: bool = True
     input_dim: int = 2
 
 
@@ -134,6 +132,10 @@ class AttentionModel(PointerModel):
         pointer, bias = (scaled @ self.out.weight.T).transpose(1, 2), (scaled @ self.out.bias)[:, None]
         return first, last + graph, key, value, pointer, bias
 
+    def begin(self, memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """As `PointerModel.begin`."""
+        return (torch.zeros(memory[0].shape[0], 1, dtype=torch.int64, device=memory[0].device),)
+
     def follow(self, points: Tensor, length: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
         """As `PointerModel.follow`, all outputs at once: nothing but the first and the last one is remembered."""
         none = torch.full_like(labels[:, :1], points.shape[1])
@@ -156,9 +158,7 @@ class AttentionModel(PointerModel):
         first = torch.gather(state[0], 1, parent)
         first = torch.where((previous == none) | (first == none), previous, first)
         query = split_heads(rows(firsts, first) + rows(lasts, previous), self.config.num_heads)
-        products = query @ key
-        if self.config.is_masked:
-            products = torch.where(allowed[:, None], products, FAR_BELOW)
+        products = torch.where(allowed[:, None], query @ key, FAR_BELOW)
         glimpse = join_heads(torch.softmax(products, -1) @ value)
         return chosen(glimpse @ pointer + bias, allowed, self.config.clip), (first,)
 

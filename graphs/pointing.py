@@ -81,7 +81,7 @@ class PointerModel(nn.Module, ABC):
         memory = self.encode(points, length)
         previous = torch.cat([torch.full_like(labels[:, :1], points.shape[1]), labels[:, :-1]], 1)
         parent = torch.zeros_like(labels[:, :1])
-        state = self._begin(memory)
+        state = self.begin(memory)
         found = []
         for place in range(labels.shape[1]):
             at = slice(place, place + 1)
@@ -89,7 +89,7 @@ class PointerModel(nn.Module, ABC):
             found.append(made)
         return torch.cat(found, 1)
 
-    def _begin(self, memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def begin(self, memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A state of one row, which nobody reads at a start."""
         named = dict(zip(self.memory_names, memory, strict=True))
         return tuple(torch.zeros_like(named[name])[:, None] for name in self.state_names)

@@ -98,7 +98,10 @@ def _cpu_engine(bundle: Bundle, variant: str, threads: int, operators: bool, rol
     # The threads of what a loop runs spin between its steps; what runs between them must not bring more that do.
     own = threads if role in bundle.manifest.roles and role != "compaction" else 1
     return OrtEngine(
-        bundle.graph(role, variant), threads=own, spin=role.partition(".")[0] in _SPINNING, operators=operators
+        bundle.graph(role, variant),
+        threads=own,
+        spin=role in _SPINNING or role.startswith("step."),
+        operators=operators,
     )
 
 

@@ -35,7 +35,7 @@ from seqrt.runtime.engines.record import (
 DEFAULT_BUCKETS: Final[Mapping[str, tuple[int, ...]]] = {  # by task: rows of a tree, or images
     "generate": (1, 8, 16, 32, 64),
     "ocr": (1, 8, 16, 32),
-    "solve": (1, SOLVER_ROWS["B"]),
+    "solve": (1,),  # its engines take any number up to SOLVER_ROWS
 }
 _SHORT_PREFILL: Final = 128
 _STALE_SECONDS: Final = 600.0  # that nothing was written into a directory of a build before it may be removed
@@ -89,8 +89,8 @@ def build(
         backend: "trt" or "rtx".
         dtype: of the graphs, where the bundle holds several.
         compute_capabilities: such as "8.6"; none for those that TensorRT-RTX takes by itself. TensorRT takes the GPU's.
-        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; of a solver the
-            largest counts, most instances. 1 is always among them, those of DEFAULT_BUCKETS are if None.
+        buckets: rows of a tree that the decoder takes at once, or images that a recogniser does; 1 is always among
+            them, those of DEFAULT_BUCKETS are if None.
         prefill: rows of a prompt that the decoder takes at once; STATIC_ROOM if None.
         workspace: most bytes of scratch memory.
         progress: told what is being done.
@@ -100,6 +100,8 @@ def build(
         EngineError: TensorRT is missing or fails, the bundle holds no graphs for it, there is no GPU although it needs
             one, or memory does not suffice.
     """
+    if buckets is not None and bundle.manifest.task == "solve":
+        raise RequestError("--buckets are of no use to a pointer model, which takes any number of rows; leave them out")
     buckets = DEFAULT_BUCKETS[bundle.manifest.task] if buckets is None else buckets
     if not all(1 <= rows <= MAX_ROWS for rows in buckets):
         raise RequestError(
@@ -170,7 +172,7 @@ def profiles_of(bundle: Bundle, role: str, buckets: Sequence[int], prefill: int)
     if bundle.manifest.recognizer is not None:
         return [{"B": (images,) * 3} for images in buckets]
     if bundle.manifest.solver is not None:
-        return [{"B": (1, buckets[-1], buckets[-1]), "K": (1, 1, SOLVER_ROWS["K"])}]
+        return [{"B": (1, SOLVER_ROWS["B"], SOLVER_ROWS["B"]), "K": (1, 1, SOLVER_ROWS["K"])}]
     return decoder_profiles(buckets, prefill) if role == "decoder" else [RANGES]
 
 

@@ -159,7 +159,7 @@ class SolverInfo:
         input_dim: numbers of a point.
         sizes: most points of the graphs, ascending; an instance goes to the first that holds it.
         has_end: it says itself where an answer ends.
-        is_told: it must be told where to begin.
+        needs_start: it must be told where to begin.
     """
 
     kind: str
@@ -167,7 +167,15 @@ class SolverInfo:
     input_dim: int
     sizes: tuple[int, ...]
     has_end: bool
-    is_told: bool
+    needs_start: bool
+
+    def lacks(self, task: str) -> str | None:
+        """What answers of a task would need and the model has not; None if it can give them."""
+        if task in ("tour", "hull", "triangulation") and self.input_dim != 2:
+            return f"is for points in the plane, the model takes {self.input_dim} numbers a point"
+        if task == "triangulation" and not self.has_end:
+            return "is for a model that says where it ends, which this one does not"
+        return None if task in SOLVER_TASKS else f"is unknown; choose from {', '.join(SOLVER_TASKS)}"
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -27,9 +27,11 @@ def is_hull(points: Doubles, corners: Doubles) -> bool:
 
     It goes counter-clockwise, and once around.
     """
-    if len(corners) < 3:
-        return False
     sides = np.roll(corners, -1, 0) - corners
+    is_side = sides.any(1)  # not of a point that comes twice
+    corners, sides = corners[is_side], sides[is_side]
+    if len(corners) < 3 or area(corners) <= _tolerance(points):
+        return False
     outside = _cross(sides[:, None], points - corners[:, None]) < -_tolerance(points)
     angles = np.arctan2(sides[:, 1], sides[:, 0])
     turns = (np.roll(angles, -1) - angles + np.pi) % (2 * np.pi) - np.pi
@@ -39,8 +41,8 @@ def is_hull(points: Doubles, corners: Doubles) -> bool:
 def is_triangulation(points: Doubles, triangles: npt.NDArray[np.int64]) -> bool:
     """Whether triangles `[T, 3]` cover the convex hull of the points `[N, 2]` without overlap and use every point.
 
-    By Euler's formula: they have the area of the hull, no side belongs to three of them, and those on each side of
-    one lie apart.
+    A side that belongs to one triangle lies on the hull, one that belongs to two has them on its two sides, none
+    belongs to more, and all triangles together have the area of the hull.
     """
     corners = points[triangles]
     areas = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) / 2
@@ -53,9 +55,15 @@ def is_triangulation(points: Doubles, triangles: npt.NDArray[np.int64]) -> bool:
             first, second = min(a, b), max(a, b)
             which = _cross(points[second] - points[first], points[other] - points[first])
             sides.setdefault((first, second), []).append(float(which))
-    apart = all(len(on) == 1 or (len(on) == 2 and on[0] * on[1] < 0) for on in sides.values())
-    whole = abs(abs(areas).sum() - hull_area(points)) <= max(1e-7 * hull_area(points), _tolerance(points))
-    return apart and whole and len(np.unique(triangles)) == len(points)
+    for (first, second), on in sides.items():
+        if len(on) > 2 or (len(on) == 2 and on[0] * on[1] >= 0):
+            return False
+        beyond = _cross(points[second] - points[first], points - points[first]) * -np.sign(on[0])
+        if len(on) == 1 and (beyond > _tolerance(points)).any():
+            return False
+    whole = hull_area(points)
+    is_whole = abs(abs(areas).sum() - whole) <= max(1e-7 * whole, _tolerance(points))
+    return bool(is_whole) and len(np.unique(triangles)) == len(points)
 
 
 def hull_area(points: Doubles) -> float:

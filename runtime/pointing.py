@@ -3,7 +3,7 @@
 How the next outputs are chosen is one function of log-probabilities: the best of each row, a draw, or a beam.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 Choose = Callable[[Floats, Floats], tuple[Ints | None, Ints, Floats]]
 
 _MEMORY: Final = "memory_"
-_PAST: Final = "past_"
+_STATE, _NEXT = "state_", "next_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Pointer:
     def __init__(self, encode: Engine, step: Engine, size: int) -> None:
         self._encode, self._step, self.size = encode, step, size
         self._memory = [name for name in encode.outputs if name.startswith(_MEMORY)]
-        self._states = [name.removeprefix(_PAST) for name in step.inputs if name.startswith(_PAST)]
+        self._states = [name.removeprefix(_STATE) for name in step.inputs if name.startswith(_STATE)]
 
     def read(self, points: Floats, length: Ints) -> None:
         """Computes what all steps of these instances need: points `[B, up to N, d]`."""
@@ -68,8 +68,8 @@ class Pointer:
         shape = rules.finished.shape
         states = []
         for name in self._states:
-            whole = (*shape, *self._rest(f"{_PAST}{name}", 2))
-            states.append((self._step.input(f"{_PAST}{name}", whole), self._step.output(f"present_{name}", whole)))
+            whole = (*shape, *self._rest(f"{_STATE}{name}", 2))
+            states.append((self._step.input(f"{_STATE}{name}", whole), self._step.output(f"{_NEXT}{name}", whole)))
         previous, parents = self._step.input("previous", shape), self._step.input("parent", shape)
         allowed = self._step.input("allowed", (*shape, self.size + 1))
         log_probabilities = self._step.output("log_probabilities", allowed.shape)
@@ -78,7 +78,7 @@ class Pointer:
         if choose is beam:
             scores[:, 1:] = -np.inf
         said: list[tuple[Ints | None, Ints]] = []
-        for _ in range(rules.most):
+        for _ in range(rules.max_steps):
             rules.allow(allowed)
             self._step.run()
             parent, token, scores = choose(log_probabilities, scores)
@@ -86,8 +86,8 @@ class Pointer:
             said.append((parent, token))
             if rules.finished.all():
                 break
-            for past, present in states:
-                past[:] = present
+            for state, following in states:
+                state[:] = following
             previous[:] = token
             if parent is not None:
                 parents[:] = parent
@@ -115,11 +115,12 @@ def best(log_probabilities: Floats, scores: Floats) -> tuple[None, Ints, Floats]
     return None, log_probabilities.argmax(2), scores + log_probabilities.max(2)
 
 
-def drawn(rng: np.random.Generator, temperature: float = 1.0) -> Choose:
-    """A draw for each row."""
+def sampled(generators: Sequence[np.random.Generator], temperature: float = 1.0) -> Choose:
+    """A draw for each row, with a generator of its own for each instance."""
 
     def choose(log_probabilities: Floats, scores: Floats) -> tuple[None, Ints, Floats]:
-        uniform = rng.random(log_probabilities.shape, np.float32)
+        shape = log_probabilities.shape[1:]
+        uniform = np.stack([generator.random(shape, np.float32) for generator in generators])
         noise = -np.log(-np.log(np.maximum(uniform, np.finfo(np.float32).tiny)))  # the largest sum is a draw (Gumbel)
         token = (log_probabilities / np.float32(temperature) + noise).argmax(2)
         return None, token, scores + np.take_along_axis(log_probabilities, token[..., None], 2)[..., 0]

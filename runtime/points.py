@@ -7,6 +7,7 @@
 Lines are read one after the other as they are asked for, however many there are.
 """
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ def read_points(file: Path, dim: int) -> Iterator[Instance | RequestError]:
         RequestError: the file cannot be read, or is of no known format.
     """
     if str(file) == STDIN:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # what is no text is no number, which is said of its line
         return read_lines(sys.stdin, dim)
     if file.suffix not in SUFFIXES:
         raise RequestError(f"--points {file} is of no known format; give a name that ends in {', '.join(SUFFIXES)}")
     try:
         if file.suffix == ".npy":
-            return iter([Instance(points) for points in _array(file, dim)])
+            return map(Instance, _array(file, dim))
         if file.suffix == ".csv":
             return iter([Instance(_table(file, dim))])
         file.open("rb").close()  # what cannot be opened is said now
@@ -57,21 +60,27 @@ def read_points(file: Path, dim: int) -> Iterator[Instance | RequestError]:
 
 
 def read_lines(lines: Iterable[str], dim: int) -> Iterator[Instance | RequestError]:
-    """Instances of lines of text; empty lines are skipped."""
+    """Instances of lines of text; empty lines are skipped, and so are labels that are none."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         left, _, right = line.replace(",", " ").partition(_LABELS)
         try:
             values = np.array(left.split(), np.float64)
-            labels = np.array(right.split(), np.int64) if right else None
         except ValueError as error:
             yield RequestError(f"line {number} holds no numbers ({error}); give x1 y1 x2 y2 ...")
             continue
         if len(values) % dim:
             yield RequestError(f"line {number} has {len(values)} numbers, which {dim} do not divide; give whole points")
             continue
-        yield Instance(values.reshape(-1, dim), labels)
+        yield Instance(values.reshape(-1, dim), _labels(right))
+
+
+def _labels(text: str) -> npt.NDArray[np.int64] | None:
+    try:
+        return np.array(text.split(), np.int64) if text.strip() else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def line_of(instance: Instance) -> str:
@@ -81,19 +90,17 @@ def line_of(instance: Instance) -> str:
 
 
 def _lines(file: Path, dim: int) -> Iterator[Instance | RequestError]:
-    with file.open(encoding="utf-8") as lines:
-        try:
-            yield from read_lines(lines, dim)
-        except UnicodeDecodeError as error:
-            yield RequestError(f"{file} is no text ({error.reason}); give lines of numbers")
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        yield from read_lines(lines, dim)
 
 
 def _array(file: Path, dim: int) -> npt.NDArray[np.float64]:
-    """`[m, n, d]`."""
+    """`[m, n, d]`, not read into memory as a whole."""
     try:
-        values = np.load(file, allow_pickle=False)
-        values = values.astype(np.float64, casting="safe" if values.dtype.kind in "biuf" else "no")
-    except (ValueError, EOFError, TypeError) as error:
+        values: npt.NDArray[np.float64] = np.lib.format.open_memmap(file, mode="r")
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"it is of type {values.dtype}")
+    except (ValueError, EOFError, OverflowError) as error:
         raise RequestError(f"--points {file} is no array of numbers ({error}); write it with numpy.save") from error
     shape = list(values.shape)
     if dim == 1 and values.ndim in (1, 2) and shape[-1] != 1:
@@ -102,19 +109,20 @@ def _array(file: Path, dim: int) -> npt.NDArray[np.float64]:
         values = values[None]
     if values.ndim != 3 or values.shape[2] != dim:
         raise RequestError(f"--points {file} has shape {shape}; give [n, {dim}] or [m, n, {dim}]")
-    return values  # type: ignore[no-any-return]
+    return values
 
 
 def _table(file: Path, dim: int) -> npt.NDArray[np.float64]:
     """`[n, d]`."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
-    rows = [line.split(",") for line in text.splitlines() if line.strip()]
     found: list[list[float]] = []
-    for number, row in enumerate(rows, 1):
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
         try:
-            values = [float(cell) for cell in row]
+            values = [float(cell) for cell in line.split(",")]
         except ValueError as error:
-            if number == 1 and len(rows) > 1:
+            if number == 1 and "\n" in text.strip():
                 continue  # names
             raise RequestError(f"--points {file}: line {number} holds no numbers ({error}); give x,y a line") from error
         if len(values) != dim:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-_CORNERS: Final = 3
+CORNERS: Final = 3
 
 
 class Rules:
@@ -41,7 +41,7 @@ class Rules:
         self._points = np.repeat(is_point[:, None], rows, 1)
 
     @property
-    def most(self) -> int:
+    def max_steps(self) -> int:
         """Most outputs."""
         return int(self.length.max()) + self.has_end
 
@@ -88,11 +88,11 @@ class Permutation(Rules):
 
     def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
         super().__init__(length, rows, size, has_end)
-        self._free = self._points
+        self._free = self._points.copy()
         self._begins = np.arange(len(length) * rows) * (size + 1)  # of each row's slots
 
     @property
-    def most(self) -> int:
+    def max_steps(self) -> int:
         """Most outputs."""
         return int(self.length.max())
 
@@ -100,7 +100,7 @@ class Permutation(Rules):
         out[:] = self._free
 
     def _inherit(self, parent: Ints) -> None:
-        self._free = self._free[self._instances, parent]
+        self._free = np.ascontiguousarray(self._free[self._instances, parent])  # `_take` writes through a view
 
     def _take(self, token: Ints) -> None:
         self._free.reshape(-1)[self._begins + token.ravel()] = False
@@ -118,13 +118,13 @@ class Hull(Permutation):
         self._first = np.full(self.finished.shape, size)
 
     @property
-    def most(self) -> int:
+    def max_steps(self) -> int:
         """Most outputs."""
         return int(self.length.max()) + 1
 
     def _open(self, out: Bools) -> None:
         out[:] = self._free
-        if self.count >= _CORNERS:
+        if self.count >= CORNERS:
             np.put_along_axis(out, self._first[..., None], True, 2)
             out[..., self.size] = self.has_end
 
@@ -149,22 +149,22 @@ class Triangulation(Rules):
     def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
         super().__init__(length, rows, size, has_end)
         shape = (len(length), rows)
-        self._now = np.zeros((*shape, _CORNERS), np.int64)  # this triangle's corners, as far as there are any
+        self._now = np.zeros((*shape, CORNERS), np.int64)  # this triangle's corners, as far as there are any
         self._last = np.tile(np.array([0, 1, 1]), (*shape, 1))  # comes just before the first that there can be
 
     @property
-    def most(self) -> int:
+    def max_steps(self) -> int:
         """Most outputs: of n points, 2 n - 5 triangles, and the end."""
-        return _CORNERS * int(2 * self.length.max() - 5) + 1
+        return CORNERS * int(2 * self.length.max() - 5) + 1
 
     def _open(self, out: Bools) -> None:
-        corner = self.count % _CORNERS
+        corner = self.count % CORNERS
         slots, length = np.arange(self.size + 1), self.length[:, None]
         lowest = (self._lowest_first, self._lowest_second, self._lowest_third)[corner](length)
-        out[:] = self._points & (slots < length[..., None] - (_CORNERS - 1 - corner))  # room for the corners to come
+        out[:] = self._points & (slots < length[..., None] - (CORNERS - 1 - corner))  # room for the corners to come
         out &= slots >= lowest[..., None]
         if corner == 0:
-            out &= (self.count // _CORNERS < 2 * length - 5)[..., None]
+            out &= (self.count // CORNERS < 2 * length - 5)[..., None]
             out[..., self.size] = (self.count > 0) | ~out.any(2)
 
     def _lowest_first(self, length: Ints) -> Ints:
@@ -187,9 +187,9 @@ class Triangulation(Rules):
         self._now, self._last = (kept[self._instances, parent] for kept in (self._now, self._last))
 
     def _take(self, token: Ints) -> None:
-        corner = self.count % _CORNERS
+        corner = self.count % CORNERS
         self._now[..., corner] = token
-        if corner == _CORNERS - 1:
+        if corner == CORNERS - 1:
             self._last = self._now.copy()
 
     def _end(self, token: Ints) -> None:

@@ -11,17 +11,21 @@ from typing import Final
 
 import numpy as np
 
-from seqrt.errors import RequestError
+from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.backends import Engines
-from seqrt.runtime.bundle import SOLVER_ROWS, SOLVER_TASKS, Bundle
-from seqrt.runtime.geometry import Doubles, area, is_hull, is_triangulation, tour_length
+from seqrt.runtime.bundle import SOLVER_ROWS, Bundle
+from seqrt.runtime.geometry import Doubles
 from seqrt.runtime.loaded import Loaded, load_as
-from seqrt.runtime.pointing import Answers, Choose, Pointer, beam, best, drawn
-from seqrt.runtime.rules import RULES, Ints
+from seqrt.runtime.pointing import Choose, Pointer, beam, best, sampled
+from seqrt.runtime.rules import CORNERS, RULES
+from seqrt.runtime.solution import Solution, best_of
 
-FEWEST: Final = 3
-MOST_ROWS: Final = 4096  # rows that are computed at once
+MOST_ROWS: Final = 4096  # of one instance, or instances at once
+_MOST_SLOTS: Final = 1 << 20  # of all rows that are computed at once: what bounds the memory
+_LARGEST_NUMBER: Final = 1e30  # of what float32 holds
+_COLDEST, _HOTTEST = 1e-3, 100.0
 _SYMMETRIES: Final = 8
+_SMALL: Final = 0.1  # extent of points in the unit square that are scaled all the same
 _PATIENCE: Final = 16  # batches after which a size that is rare is solved though its batch is not full
 
 
@@ -53,29 +57,13 @@ class Search:
             raise RequestError(f"--beam {self.beam}, --samples {self.samples}: give 1 to {MOST_ROWS}")
         if (self.beam > 1) + (self.samples > 0) + self.multistart > 1:
             raise RequestError("--beam, --samples and --multistart are three ways to search; give one of them")
-        if not 0 < self.temperature < 100:
-            raise RequestError(f"--temperature is {self.temperature}; give a number above 0")
+        if not _COLDEST <= self.temperature <= _HOTTEST:
+            raise RequestError(f"--temperature is {self.temperature}; give {_COLDEST} to {_HOTTEST:g}")
+        if self.seed < 0:
+            raise RequestError(f"--seed is {self.seed}; give 0 or more")
 
 
 GREEDY: Final = Search()
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """An answer.
-
-    Attributes:
-        order: places of points: of a tour without its first one again; of a hull counter-clockwise; of triangles,
-            triples; of a permutation all.
-        cost: length of a tour, area of a hull, number of triangles; None of others.
-        valid: whether it is a tour or permutation, the convex hull, a triangulation.
-        log_probability: of the answer; of one that was told where to begin, of all but the beginning.
-    """
-
-    order: list[int] | list[list[int]]
-    cost: float | None
-    valid: bool
-    log_probability: float
 
 
 @dataclass(slots=True)
@@ -84,6 +72,11 @@ class _Batch:
 
     numbers: list[int] = field(default_factory=list)
     points: list[Doubles] = field(default_factory=list)
+
+    def add(self, number: int, instance: Doubles) -> None:
+        """Another one, and its number."""
+        self.numbers.append(number)
+        self.points.append(instance)
 
 
 class Solver(Loaded):
@@ -100,7 +93,7 @@ class Solver(Loaded):
         """Solves instances.
 
         Args:
-            points: instances, each `[n, 2]`, or as many numbers as the bundle's points have.
+            points: instances, each `[n, 2]`, or as many numbers as the bundle's points have; of numbers `[n]` too.
             task: what the answers are; what the bundle is made for if None.
             search: how they are looked for.
             batch: instances that are solved at once.
@@ -108,7 +101,7 @@ class Solver(Loaded):
         Raises:
             RequestError: an instance is none, has more points than the largest graph, or an option is out of range.
         """
-        if getattr(points, "ndim", 3) < 3:
+        if getattr(points, "ndim", 3) < (2 if self.info.input_dim == 1 else 3):
             raise RequestError("solve takes several instances, not one; give [points]")
         found: dict[int, Solution] = {}
         for number, item in self.each(points, task=task, search=search, batch=batch):
@@ -133,10 +126,8 @@ class Solver(Loaded):
             RequestError: an option is out of range.
         """
         task = task or self.info.task
-        if task not in SOLVER_TASKS:
-            raise RequestError(f"--task {task} is unknown; choose from {', '.join(SOLVER_TASKS)}")
-        if task == "triangulation" and not self.info.has_end:
-            raise RequestError("--task triangulation needs a model that says where it ends; this one does not")
+        if (why := self.info.lacks(task)) is not None:
+            raise RequestError(f"--task {task} {why}")
         if search.multistart and task != "tour":
             raise RequestError(f"--multistart is for tours, which may begin anywhere, not for --task {task}")
         if not 1 <= batch <= MOST_ROWS:
@@ -145,17 +136,13 @@ class Solver(Loaded):
         for number, given in enumerate(points):
             try:
                 instance = self._checked(given, number)
+                size = next(size for size in self.info.sizes if size >= len(instance))
+                waiting.setdefault(size, _Batch()).add(number, instance)
             except RequestError as error:
-                yield number, error
-                continue
-            size = next(size for size in self.info.sizes if size >= len(instance))
-            held = waiting.setdefault(size, _Batch())
-            held.numbers.append(number)
-            held.points.append(instance)
-            if len(held.numbers) == batch:
-                yield from self._solved(waiting.pop(size), size, task, search)
-            for late in [size for size, held in waiting.items() if number - held.numbers[0] >= _PATIENCE * batch]:
-                yield from self._solved(waiting.pop(late), late, task, search)
+                yield number, error.with_traceback(None)
+            for size, held in list(waiting.items()):
+                if len(held.numbers) == batch or number - held.numbers[0] >= _PATIENCE * batch:
+                    yield from self._solved(waiting.pop(size), size, task, search)
         for size, held in waiting.items():
             yield from self._solved(held, size, task, search)
 
@@ -179,53 +166,66 @@ class Solver(Loaded):
         if not np.isfinite(points).all():
             place = int(np.argwhere(~np.isfinite(points))[0, 0])
             raise RequestError(f"{which}: point {place + 1} is {points[place].tolist()}; give finite numbers")
-        fewest = FEWEST if dim > 1 else 2
+        if (abs(points) > _LARGEST_NUMBER).any():
+            raise RequestError(f"{which} has numbers up to {abs(points).max():g}; give them below {_LARGEST_NUMBER:g}")
+        fewest = CORNERS if dim > 1 else 2
         if len(points) < fewest:
             raise RequestError(f"{which} has {len(points)} points; give {fewest} or more")
         if len(points) > largest:
             raise RequestError(
                 f"{which} has {len(points)} points, the largest graph of {self.bundle.path} takes {largest}; export"
-                f" again with --sizes {','.join(map(str, (*self.info.sizes, len(points))))}"
+                f" again with --sizes {','.join(map(str, (*self.info.sizes, len(points))))} (500 at most)"
             )
         return points
 
     def _solved(self, held: _Batch, size: int, task: str, search: Search) -> Iterator[tuple[int, Solution]]:
         """Solves a batch, in parts if its rows are too many."""
-        turns, rows = (_SYMMETRIES, size) if search.multistart else (1, max(search.beam, search.samples))
-        part = max(1, MOST_ROWS // (turns * rows))
+        symmetries, rows = (_SYMMETRIES, size) if search.multistart else (1, max(search.beam, search.samples))
+        part = max(1, _MOST_SLOTS // (symmetries * rows * (size + 1)))
         if self.backend in ("trt", "rtx"):
             if rows > SOLVER_ROWS["K"]:
-                raise RequestError(f"{rows} rows an instance are too many for engines, which take {SOLVER_ROWS['K']}")
-            part = min(part, SOLVER_ROWS["B"] // turns)
+                raise RequestError(
+                    f"{rows} rows an instance are more than engines take, {SOLVER_ROWS['K']}; search less"
+                )
+            part = min(part, SOLVER_ROWS["B"] // symmetries)
         for first in range(0, len(held.numbers), part):
             numbers, points = held.numbers[first : first + part], held.points[first : first + part]
-            yield from zip(numbers, self._answered(points, size, task, search), strict=True)
+            yield from zip(numbers, self._answered(numbers, points, size, task, search), strict=True)
 
-    def _answered(self, points: Sequence[Doubles], size: int, task: str, search: Search) -> Iterator[Solution]:
+    def _answered(
+        self, numbers: Sequence[int], points: Sequence[Doubles], size: int, task: str, search: Search
+    ) -> Iterator[Solution]:
+        """Instance i in symmetry s is row s * instances + i of what the graphs get."""
+        symmetries = _SYMMETRIES if search.multistart else 1
         length = np.array([len(instance) for instance in points])
-        turns = _SYMMETRIES if search.multistart else 1
-        given = np.zeros((turns * len(points), length.max(), self.info.input_dim), np.float32)
+        given = np.zeros((symmetries, len(points), length.max(), self.info.input_dim), np.float32)
         for i, instance in enumerate(points):
-            unit = _unit(instance) if self.info.input_dim == 2 else instance
-            for turn in range(turns):
-                given[turn * len(points) + i, : len(unit)] = _turned(unit, turn)
-        lengths = np.tile(length, turns)
+            unit = _unit(instance)
+            for symmetry in range(symmetries):
+                given[symmetry, i, : len(unit)] = _turned(unit, symmetry)
+        lengths = np.tile(length, symmetries)
         rows = int(length.max()) if search.multistart else max(search.beam, search.samples)
         rules = RULES[task](lengths, rows, size, self.info.has_end)
         if search.multistart:
             rules.starts = np.arange(rows) % lengths[:, None]
-        elif self.info.is_told:
+        elif self.info.needs_start:
             rules.starts = np.zeros((len(lengths), rows), np.int64)
         choose: Choose = beam if search.beam > 1 else best
         if search.samples:
-            choose = drawn(np.random.default_rng(search.seed), search.temperature)
+            generators = [np.random.default_rng((search.seed, number)) for number in numbers]
+            choose = sampled(generators, search.temperature)
         pointer = self._pointer(size)
         self.probe.stage("engine")
-        pointer.read(given, lengths)
+        pointer.read(given.reshape(-1, *given.shape[2:]), lengths)
         answers = pointer.answer(rules, choose)
         self.probe.end()
+        if np.isnan(answers.scores).any():
+            raise EngineError(f"{self.bundle.path} gives NaN instead of probabilities; its weights are damaged")
+        tokens = answers.tokens.reshape(symmetries, len(points), rows, -1)
+        scores = answers.scores.reshape(symmetries, len(points), rows)
         for i, instance in enumerate(points):
-            yield _chosen(answers, np.arange(i, len(lengths), len(points)), instance, task, size)
+            said = tokens[:, i].reshape(symmetries * rows, -1)
+            yield best_of(said, scores[:, i].ravel(), instance, task, size)
 
     def _pointer(self, size: int) -> Pointer:
         if size not in self._pointers:
@@ -235,47 +235,18 @@ class Solver(Loaded):
 
 
 def _unit(points: Doubles) -> Doubles:
-    """The points in the unit square, if they are not: moved, and scaled alike in both directions."""
+    """The points, moved and scaled alike in all directions if they are not in the unit square, or fill little of it."""
     low, high = points.min(0), points.max(0)
-    if (low >= 0).all() and (high <= 1).all():
-        return points
     extent = float((high - low).max())
+    if (low >= 0).all() and (high <= 1).all() and extent >= _SMALL:
+        return points
     return (points - low) / extent if extent > 0 else points - low  # type: ignore[no-any-return]
 
 
-def _turned(points: Doubles, turn: int) -> Doubles:
+def _turned(points: Doubles, symmetry: int) -> Doubles:
     """One of the eight symmetries of the unit square; 0 is the points themselves."""
-    x, y = points.T if points.shape[1] == 2 else (points[:, 0], points[:, 0])
-    if turn == 0:
+    if symmetry == 0:
         return points
-    x, y = (1 - x if turn & 1 else x), (1 - y if turn & 2 else y)
-    return np.stack([y, x] if turn & 4 else [x, y], 1)
-
-
-def _chosen(answers: Answers, instances: Ints, points: Doubles, task: str, size: int) -> Solution:
-    """The best of what was said of one instance: the shortest tour, else the most probable answer."""
-    tokens = answers.tokens[instances].reshape(-1, answers.tokens.shape[2])
-    scores = answers.scores[instances].reshape(-1)
-    if task == "tour":
-        orders = tokens[:, : len(points)]
-        alive = np.flatnonzero(np.isfinite(scores))
-        lengths = tour_length(points, orders[alive])
-        place = int(lengths.argmin())
-        order = orders[alive[place]]
-        return Solution(order.tolist(), float(lengths[place]), True, float(scores[alive[place]]))
-    row = int(scores.argmax())
-    order, score = tokens[row][tokens[row] < size], float(scores[row])
-    if task == "hull":
-        order = _hull(points, order)
-        return Solution(order.tolist(), abs(area(points[order])), is_hull(points, points[order]), score)
-    if task == "triangulation":
-        triangles = order[: len(order) // 3 * 3].reshape(-1, 3)
-        return Solution(triangles.tolist(), float(len(triangles)), is_triangulation(points, triangles), score)
-    return Solution(order.tolist(), None, task == "none" or len(order) == len(points), score)
-
-
-def _hull(points: Doubles, order: Ints) -> Ints:
-    """Without the first point again, and counter-clockwise."""
-    if len(order) > 1 and order[-1] == order[0]:
-        order = order[:-1]
-    return order[::-1] if area(points[order]) < 0 else order
+    x, y = points.T
+    x, y = (1 - x if symmetry & 1 else x), (1 - y if symmetry & 2 else y)
+    return np.stack([y, x] if symmetry & 4 else [x, y], 1)

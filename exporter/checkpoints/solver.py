@@ -7,8 +7,6 @@ Sizes are read off the tensors. What tensors do not say is taken from the hyper-
 beside it as attention-learn-to-route writes it, or is what these projects use.
 """
 
-import pickle
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,9 @@ import torch
 from torch import Tensor
 
 from seqrt.errors import CheckpointError
+from seqrt.exporter.checkpoints.inert import read_inert
 from seqrt.exporter.checkpoints.reading import Safetensors, one_line, read_json
-from seqrt.exporter.checkpoints.solver_names import State, layout_of, unwrapped
+from seqrt.exporter.checkpoints.solver_names import State, is_known, layout_of, unwrapped
 from seqrt.graphs.attention_model import AttentionModel, AttentionModelConfig, NormKind
 from seqrt.graphs.pointing import PointerModel
 from seqrt.graphs.ptrnet import PtrNet, PtrNetConfig
@@ -47,12 +46,12 @@ class Settings:
         num_process: steps of a set model's process.
         num_heads, norm: of an attention model.
         clip: bound of the scores; 0 for none.
-        is_told: it must be told where to begin.
+        needs_start: it must be told where to begin.
     """
 
     kind: str
     task: str
-    is_told: bool = False
+    needs_start: bool = False
     num_process: int = 0
     num_heads: int = _HEADS
     norm: str = "batch"
@@ -72,7 +71,7 @@ class SolverCheckpoint:
         kind: of graph.
         model: in eval mode, with its weights.
         task: what its answers are; None if nobody says.
-        is_told: it must be told where to begin, as POMO's are trained.
+        needs_start: it must be told where to begin, as POMO's are trained.
         assumed: what neither the file nor args.json says, by RL4CO's names.
     """
 
@@ -80,7 +79,7 @@ class SolverCheckpoint:
     kind: Kind
     model: PointerModel
     task: str | None
-    is_told: bool
+    needs_start: bool
     assumed: Mapping[str, object]
 
 
@@ -88,13 +87,13 @@ def is_solver(path: Path) -> bool:
     """Whether `path` looks like a pointer model: by its config.json, or by its tensors."""
     if path.is_dir():
         return (path / _CONFIG).is_file() and _KEY in read_json(path / _CONFIG)
-    if path.suffix not in (".pt", ".pth", ".ckpt") or not path.is_file():
-        return False
+    if path.suffix == ".ckpt" or path.suffix not in (".pt", ".pth") or not path.is_file():
+        return path.suffix == ".ckpt"
     try:
-        layout_of(_stored(path)[0])
+        state, _ = _stored(path)
     except CheckpointError:
         return False
-    return True
+    return is_known(state)
 
 
 def open_solver(path: Path) -> SolverCheckpoint:
@@ -113,6 +112,8 @@ def open_solver(path: Path) -> SolverCheckpoint:
     try:
         own, names = layout_of(state)(state)
         kind: Kind = "attention" if "layers.0.qkv.weight" in own else "ptrnet"
+        if not hints.get("mask_inner", True):
+            raise CheckpointError("mask_inner is false: its glimpse sees points that are taken, which is not supported")
         assumed = {name: value for name, value in _usual(kind, own, state).items() if name not in hints}
         hints = assumed | hints
         model: PointerModel = _attention(own, hints, state) if kind == "attention" else _ptrnet(own, hints)
@@ -124,9 +125,9 @@ def open_solver(path: Path) -> SolverCheckpoint:
             f"{path} is no pointer model, or not whole ({type(error).__name__}: {one_line(error)})"
         ) from error
     # What was trained without the mean of the graph was trained as POMO is.
-    is_told = kind == "attention" and not (own["start"].any() and own["graph.weight"].any())
+    needs_start = kind == "attention" and not (own["start"].any() and own["graph.weight"].any())
     task = None if model.has_end else "tour"
-    return SolverCheckpoint(path.stem, kind, model.eval(), task, is_told, assumed)
+    return SolverCheckpoint(path.stem, kind, model.eval(), task, needs_start, assumed)
 
 
 def _usual(kind: Kind, own: State, stored: State) -> dict[str, object]:
@@ -154,12 +155,12 @@ def _own(folder: Path) -> SolverCheckpoint:
         raise CheckpointError(f"{folder}: {error}") from error
     except Exception as error:
         raise CheckpointError(f"{folder} is not whole ({type(error).__name__}: {one_line(error)})") from error
-    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, settings.is_told, {})  # type: ignore[arg-type]
+    return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, settings.needs_start, {})  # type: ignore[arg-type]
 
 
 def _model(settings: Settings, state: State) -> PointerModel:
     if settings.kind == "attention":
-        return AttentionModel(_attention_config(state, settings.num_heads, settings.norm, settings.clip, True))
+        return AttentionModel(_attention_config(state, settings.num_heads, settings.norm, settings.clip))
     shape = {"has_end": "decoder.end" in state, "has_glimpse": "decoder.glimpse.v" in state}
     dim = state["decoder.pointer.v"].shape[0]
     if settings.kind == "set":
@@ -190,11 +191,10 @@ def _attention(own: State, hints: Mapping[str, Any], stored: State) -> Attention
     heads = int(known or hints["num_heads"])
     if not hints.get("use_graph_context", True):
         own["graph.weight"] = torch.zeros_like(own["graph.weight"])
-    clip, is_masked = float(hints["tanh_clipping"]), bool(hints.get("mask_inner", True))
-    return AttentionModel(_attention_config(own, heads, norm, clip, is_masked))
+    return AttentionModel(_attention_config(own, heads, norm, float(hints["tanh_clipping"])))
 
 
-def _attention_config(state: State, heads: int, norm: str, clip: float, is_masked: bool) -> AttentionModelConfig:
+def _attention_config(state: State, heads: int, norm: str, clip: float) -> AttentionModelConfig:
     inputs, dim = state["embedding.weight"].shape
     if dim % heads:
         raise CheckpointError(f"embedding.weight is {dim} wide, which {heads} heads do not divide; correct num_heads")
@@ -205,7 +205,6 @@ def _attention_config(state: State, heads: int, norm: str, clip: float, is_maske
         num_layers=len({name.split(".")[1] for name in state if name.startswith("layers.")}),
         norm=norm,  # type: ignore[arg-type]
         clip=clip,
-        is_masked=is_masked,
         input_dim=inputs,
     )
 
@@ -232,58 +231,17 @@ def _stored(path: Path) -> tuple[State, dict[str, Any]]:
     """The tensors of a policy, and hyper-parameters beside them."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; pass a .pt, .pth or .ckpt file or a directory of seqrt")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT)
-    except PermissionError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; give a readable file") from error
-    except Exception as error:  # whatever a damaged pickle raises
-        raise CheckpointError(f"{path} is damaged or no torch file ({one_line(error)}); download it again") from error
+    found = read_inert(path)
     hints: dict[str, Any] = {}
     if isinstance(found, dict):
         hyper = found.get("hyper_parameters")
         for held in (hyper, hyper.get("policy_kwargs") if isinstance(hyper, dict) else None):
             if isinstance(held, dict):
                 hints |= {key: value for key, value in held.items() if isinstance(value, (str, int, float, bool))}
+        if hints.get("baseline") == "shared" or "num_augment" in hints:  # RL4CO's POMO, whose policy says it in code
+            hints.setdefault("use_graph_context", False)
         inner = next((found[key] for key in _INSIDE if isinstance(found.get(key), dict)), found)
         tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
         if tensors and all(isinstance(key, str) for key in tensors):
             return unwrapped(tensors), hints
     raise CheckpointError(f"{path} holds no dictionary of tensors; save the policy's state_dict")
-
-
-class _Stub:
-    """Stands for an object of a class that is not known here; nothing of that class runs."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Stub":
-        return super().__new__(cls)
-
-    def __setstate__(self, _: Any) -> None: ...
-    def __call__(self, *_: Any, **__: Any) -> "_Stub":
-        return self
-
-    def __setitem__(self, _: Any, __: Any) -> None: ...
-    def append(self, _: Any) -> None:
-        """Does nothing."""
-
-    def extend(self, _: Any) -> None:
-        """Does nothing."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes tensors and plain containers; RL4CO's checkpoints hold the whole policy and environment beside them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return super().find_class(module, name)
-        if module == "torch._utils" and name in _REBUILDS:
-            return super().find_class(module, name)
-        if module in ("torch", "torch.storage") and (name.endswith("Storage") or name in _TYPES):
-            return super().find_class(module, name)
-        return _Stub
-
-
-_REBUILDS: Final = frozenset(["_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"])
-_TYPES: Final = frozenset(["float16", "bfloat16", "float32", "float64", "int64", "int32", "bool", "uint8"])
-_INERT: Final = types.SimpleNamespace(  # what torch.load takes in the place of the module pickle
-    Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="inert"
-)

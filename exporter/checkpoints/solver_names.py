@@ -20,6 +20,7 @@ from seqrt.graphs.attention_model import TABLES
 
 State = dict[str, Tensor]
 
+_EMBEDDINGS: Final = ("init_embed.weight", "encoder.embedding.weight")
 _EPSILON: Final = 1e-5  # of batch normalisation
 _IGNORED: Final = re.compile(r"\.num_batches_tracked$|^projection_head\.|^encoder\.init_[hc]x$")
 _ATTENTION: Final[tuple[tuple[str, str], ...]] = (
@@ -63,29 +64,45 @@ def unwrapped(stored: State) -> State:
     return {name: value for name, value in state.items() if not _IGNORED.search(name)}
 
 
+def is_known(state: State) -> bool:
+    """Whether it is a pointer model of a layout that is known, be it one that is refused."""
+    return _of_problems(state) is not None or _find(state) is not None
+
+
 def layout_of(state: State) -> Callable[[State], tuple[State, dict[str, str]]]:
-    """What turns such a state into ours.
+    """What turns such a state into ours, and the file's name of each tensor as far as it has one.
 
     Raises:
         CheckpointError: it is of no layout that is known, or for another problem.
     """
-    if {"start_symbol", "end_symbol", "encoder_c_0"} <= state.keys():
-        return _ptrnet
-    if "decoder_in_0" in state:
-        return _glimpsing
-    if any(re.search(r"init_embed_depot\.", name) for name in state):
-        raise CheckpointError(
-            "init_embed_depot says that it is for a problem with a depot (vehicle routing, orienteering or prize"
-            " collecting); take a model of the travelling salesman problem"
-        )
-    if odd := next((name for name in state if re.search(r"experts\.|w_gate|poly_layer|dense_or_moe", name)), None):
-        raise CheckpointError(f"{odd} is of a mixture of experts or of PolyNet, which cannot be exported")
-    if any(re.fullmatch(r"(embedder|encoder\.net|encoder)\.layers\.0\..*", name) for name in state):
-        return _attention
+    if (why := _of_problems(state)) is not None:
+        raise CheckpointError(why)
+    if (found := _find(state)) is not None:
+        return found
     raise CheckpointError(
         f"{min(state, default='nothing')!r} is in no layout that is known; pass a checkpoint of"
         " attention-learn-to-route, RL4CO, POMO or gchaperon/pointer-networks, or a directory of seqrt"
     )
+
+
+def _find(state: State) -> Callable[[State], tuple[State, dict[str, str]]] | None:
+    if {"start_symbol", "end_symbol", "encoder_c_0"} <= state.keys():
+        return _ptrnet
+    if "decoder_in_0" in state:
+        return _glimpsing
+    is_attention = any(re.match(r"(embedder|encoder\.net|encoder)\.layers\.0\.", name) for name in state)
+    return _attention if is_attention and any(name.endswith(_EMBEDDINGS) for name in state) else None
+
+
+def _of_problems(state: State) -> str | None:
+    """Why a model of another problem or another kind is refused."""
+    if any("init_embed_depot." in name for name in state):
+        return (
+            "init_embed_depot says that it is for a problem with a depot (vehicle routing, orienteering or prize"
+            " collecting); take a model of the travelling salesman problem"
+        )
+    odd = next((name for name in state if re.search(r"\.experts\.|w_gate|poly_layer|dense_or_moe", name)), None)
+    return None if odd is None else f"{odd} is of a mixture of experts or of PolyNet, which cannot be exported"
 
 
 def _attention(stored: State) -> tuple[State, dict[str, str]]:
@@ -161,49 +178,52 @@ def _divide(state: State, name: str, parts: tuple[str, ...], axis: int) -> None:
 
 def _ptrnet(stored: State) -> tuple[State, dict[str, str]]:
     """gchaperon's: the end symbol is the state that the encoder begins with, too."""
+    left = dict(stored)
+    end, first = left.pop("end_symbol"), left.pop("attention.W1")
     state = {
-        **_lstm(stored, "encoder.{}_l0", ""),
-        **_lstm(stored, "decoder.{}_l0", "decoder."),
-        "first_hidden": stored["end_symbol"],
-        "first_cell": stored["encoder_c_0"],
-        "decoder.start": stored["start_symbol"],
-        "decoder.end": stored["end_symbol"],
-        "decoder.pointer.ref.weight": stored["attention.W1"],  # multiplied from the right, as ours
-        "decoder.pointer.query.weight": stored["attention.W2"],
-        "decoder.pointer.v": stored["attention.v"],
+        **_lstm(left, "encoder.{}_l0", ""),
+        **_lstm(left, "decoder.{}_l0", "decoder."),
+        "first_hidden": end,
+        "first_cell": left.pop("encoder_c_0"),
+        "decoder.start": left.pop("start_symbol"),
+        "decoder.end": end,
+        "decoder.pointer.ref.weight": first,  # multiplied from the right, as ours
+        "decoder.pointer.query.weight": left.pop("attention.W2"),
+        "decoder.pointer.v": left.pop("attention.v"),
     }
-    zeros = torch.zeros(stored["attention.W1"].shape[1])
+    zeros = torch.zeros(first.shape[1])
     state |= {"decoder.pointer.ref.bias": zeros, "decoder.pointer.query.bias": zeros}
-    return state, {}
+    return state | left, {}
 
 
 def _glimpsing(stored: State) -> tuple[State, dict[str, str]]:
     """The pointer network of attention-learn-to-route and RL4CO, whose encoder begins with zeros."""
-    zeros = torch.zeros(stored["decoder_in_0"].shape[0])
+    left = dict(stored)
+    start = left.pop("decoder_in_0")
     state = {
-        "embedding.weight": stored["embedding"],
-        **_lstm(stored, "encoder.lstm.{}_l0", ""),
-        **_lstm(stored, "decoder.lstm.{}", "decoder."),
-        "first_hidden": zeros,
-        "first_cell": zeros,
-        "decoder.start": stored["decoder_in_0"],
+        "embedding.weight": left.pop("embedding"),
+        **_lstm(left, "encoder.lstm.{}_l0", ""),
+        **_lstm(left, "decoder.lstm.{}", "decoder."),
+        "first_hidden": torch.zeros(start.shape[0]),
+        "first_cell": torch.zeros(start.shape[0]),
+        "decoder.start": start,
     }
     for part in ("pointer", "glimpse"):
-        state[f"decoder.{part}.v"] = stored[f"decoder.{part}.v"]
+        state[f"decoder.{part}.v"] = left.pop(f"decoder.{part}.v")
         for mine, theirs in (("query", "project_query"), ("ref", "project_ref")):
-            weight = stored[f"decoder.{part}.{theirs}.weight"]
+            weight = left.pop(f"decoder.{part}.{theirs}.weight")
             state[f"decoder.{part}.{mine}.weight"] = weight.flatten(1).T.contiguous()
-            state[f"decoder.{part}.{mine}.bias"] = stored[f"decoder.{part}.{theirs}.bias"]
-    return state, {}
+            state[f"decoder.{part}.{mine}.bias"] = left.pop(f"decoder.{part}.{theirs}.bias")
+    return state | left, {}
 
 
-def _lstm(stored: State, name: str, prefix: str) -> State:
-    """Input and recurrent weights, with gates in our order, and the sum of both biases."""
-    both = stored[name.format("bias_ih")] + stored[name.format("bias_hh")]
+def _lstm(left: State, name: str, prefix: str) -> State:
+    """Input and recurrent weights, with gates in our order, and the sum of both biases; taken out of `left`."""
+    both = left.pop(name.format("bias_ih")) + left.pop(name.format("bias_hh"))
     return {
-        f"{prefix}input.weight": _gates(stored[name.format("weight_ih")]).T.contiguous(),
+        f"{prefix}input.weight": _gates(left.pop(name.format("weight_ih"))).T.contiguous(),
         f"{prefix}input.bias": _gates(both),
-        f"{prefix}cell.hidden.weight": _gates(stored[name.format("weight_hh")]).T.contiguous(),
+        f"{prefix}cell.hidden.weight": _gates(left.pop(name.format("weight_hh"))).T.contiguous(),
     }
 
 

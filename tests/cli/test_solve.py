@@ -75,6 +75,11 @@ def test_bad_lines_among_good_ones(seqrt: Seqrt, solver_bundles: Bundles, tmp_pa
     assert [item["error"] is None for item in json.loads(result.out)["items"]] == [True, False, False, False, True]
 
 
+def test_json_of_what_is_not_valid(seqrt: Seqrt, solver_bundles: Bundles, points: Path) -> None:
+    out = seqrt("solve", solver_bundles["triangulation"], "--points", points, "--json", "--samples", "2").out
+    assert {item["valid"] for item in json.loads(out)["items"]} <= {True, False}
+
+
 def test_nothing_to_solve(seqrt: Seqrt, solver_bundles: Bundles, tmp_path: Path) -> None:
     file = tmp_path / "points.txt"
     file.write_text("\n")
@@ -129,6 +134,17 @@ def test_inspect_says_what_it_takes(seqrt: Seqrt, solver_bundles: Bundles) -> No
     assert "hull of points with 2 numbers; graphs for up to 6, 10" in out
     document = json.loads(seqrt("inspect", solver_bundles["hull"], "--json").out)
     assert (document["task"], document["model"], document["solver"]["has_end"]) == ("solve", None, True)
+
+
+def test_models_that_cannot_be_exported(seqrt: Seqrt, tmp_path: Path) -> None:
+    import torch
+
+    file = tmp_path / "cvrp.pt"
+    torch.save({"model": {"init_embed_depot.weight": torch.zeros(2, 2)}}, file)
+    assert "a problem with a depot" in seqrt("export", file, tmp_path / "bundle").error
+    (tmp_path / "a.ckpt").write_bytes(b"nothing")
+    assert "is damaged or no torch file" in seqrt("export", tmp_path / "a.ckpt", tmp_path / "bundle").error
+    assert "does not exist" in seqrt("export", tmp_path / "none.ckpt", tmp_path / "bundle", "--task", "hull").error
 
 
 def test_export_options_are_for_their_own(seqrt: Seqrt, solver_bundles: Bundles, tmp_path: Path) -> None:

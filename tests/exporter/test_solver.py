@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,14 @@ def test_probabilities_are_those_of_the_authors(name: str, tmp_path: Path) -> No
     reference = MODELS[name]().eval()
     read = open_solver(saved(reference, tmp_path))
     assert read.task == "tour"
-    assert read.is_told == (name == "pomo")
+    assert read.needs_start == (name == "pomo")
     points = torch.rand(N, 2)
     with torch.no_grad():
         expected = reference.tour(points)
         order = expected.argmax(1).tolist()
         assert sorted(order) == list(range(N))
         found = followed(read.model.fold(), points, order, SIZE)
-    first = 1 if read.is_told else 0
+    first = 1 if read.needs_start else 0
     expected, found = expected[first:], found[first:]
     is_free = torch.isfinite(expected)
     assert torch.equal(is_free, torch.isfinite(found))
@@ -149,12 +150,12 @@ def test_lightning_checkpoints(tmp_path: Path) -> None:
     assert isinstance(read.model, AttentionModel)
     config = read.model.config
     assert (config.num_heads, config.clip, config.norm, config.num_layers) == (2, 5.0, "instance", 2)
-    assert read.is_told
+    assert read.needs_start
     assert not read.assumed
     assert not read.model.state_dict()["graph.weight"].any()
 
 
-def test_what_a_file_does_not_say_is_told(tmp_path: Path) -> None:
+def test_what_a_file_does_not_say_needs_start(tmp_path: Path) -> None:
     torch.manual_seed(5)
     file = tmp_path / "policy.pt"
     torch.save(pointing.Rl4co(dim=64).state_dict(), file)
@@ -165,6 +166,33 @@ def test_what_a_file_does_not_say_is_told(tmp_path: Path) -> None:
     torch.save(pointing.Kool().state_dict(), file)
     (tmp_path / "args.json").unlink()
     assert open_solver(file).assumed == {"tanh_clipping": 10.0}  # its heads are seen
+
+
+def test_pomo_of_rl4co(tmp_path: Path) -> None:
+    """Its policy is made without the mean of the graph, which only the module's own options give away."""
+    torch.manual_seed(4)
+    state = {f"policy.{name}": value for name, value in pointing.Rl4co(dim=64, norm="instance").state_dict().items()}
+    file = tmp_path / "pomo.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"policy_kwargs": {}, "num_augment": 8}}, file)
+    read = open_solver(file)
+    assert read.needs_start
+    assert not read.model.state_dict()["graph.weight"].any()
+
+
+class Scripted(nn.Module):
+    """A module whose state is code."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_scripts_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.ckpt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its age
+        torch.jit.save(torch.jit.script(Scripted()), file)
+    with pytest.raises(CheckpointError, match="is a TorchScript archive; save the state_dict"):
+        open_solver(file)
 
 
 def test_legacy_files_run_nothing(tmp_path: Path) -> None:
@@ -204,6 +232,21 @@ def other_problem(folder: Path) -> Path:
     return file
 
 
+def unmasked(folder: Path) -> Path:
+    """A checkpoint whose glimpse sees everything."""
+    file = saved(pointing.Rl4co(), folder)
+    (folder / "args.json").write_text(json.dumps({"num_heads": 4, "mask_inner": False}))
+    return file
+
+
+def deeper(folder: Path) -> Path:
+    """A pointer network with two layers."""
+    state = pointing.PtrNet(8).state_dict()
+    state["encoder.weight_ih_l1"] = torch.zeros(32, 8)
+    torch.save({"state_dict": state}, folder / "policy.pt")
+    return folder / "policy.pt"
+
+
 @pytest.mark.parametrize(
     ("make", "options", "kind", "message"),
     [
@@ -231,6 +274,9 @@ def other_problem(folder: Path) -> Path:
             "a problem with a depot",
         ),
         (other_problem, {}, CheckpointError, "is for the problem 'cvrp'"),
+        (unmasked, {}, CheckpointError, "mask_inner is false"),
+        (deeper, {}, CheckpointError, "encoder.weight_ih_l1 has no place"),
+        (lambda folder: saved(pointing.Kool(), folder), {"task": "triangulation"}, ExportError, "says where it ends"),
         (lambda folder: saved(pointing.Kool(), folder), {"sizes": (2,)}, ExportError, "--sizes 2 are out of range"),
         (
             lambda folder: saved(pointing.Kool(), folder),

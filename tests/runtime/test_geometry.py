@@ -66,3 +66,22 @@ def test_points_on_a_line_have_no_hull() -> None:
     assert hull_area(line) == 0
     assert not is_hull(line, line)
     assert not is_triangulation(line, np.array([[0, 1, 2]]))
+
+
+def test_triangles_that_overlap_beside_a_hole() -> None:
+    """Of the area of the hull, no side in three of them, every point used: and wrong all the same."""
+    points = np.array([[0.0, 0], [1, 0], [2, 0], [2, 2], [0, 2]])
+    assert not is_triangulation(points, np.array([[0, 2, 3], [1, 3, 4]]))
+    assert is_triangulation(points, np.array([[0, 1, 4], [1, 3, 4], [1, 2, 3]])) is True
+    assert is_triangulation(points, np.array([[0, 1, 4]])) is False
+
+
+@given(SEEDS)
+def test_hulls_of_lines_and_duplicates(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    line = rng.random((4, 1)) * rng.standard_normal(2) + rng.standard_normal(2)
+    assert not is_hull(line, line)
+    assert not is_hull(line, line[np.lexsort(line.T)])
+    square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    twice = np.insert(square, seed % 4, square[seed % 4], 0)
+    assert is_hull(twice, twice)

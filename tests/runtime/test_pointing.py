@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqrt.runtime.engines import TensorInfo
-from seqrt.runtime.pointing import Answers, Pointer, beam, best, drawn
+from seqrt.runtime.pointing import Answers, Pointer, beam, best, sampled
 from seqrt.runtime.rules import RULES
 
 N, MODULUS = 5, 97
@@ -49,13 +49,13 @@ class Fake:
             held["memory_seed"][:] = held["points"][:, 0, 0]
             return
         previous, parent, allowed = (held[name] for name in ("previous", "parent", "allowed"))
-        said = np.take_along_axis(held["past_said"], parent, 1)
+        said = np.take_along_axis(held["state_said"], parent, 1)
         for b, k in np.ndindex(*previous.shape):
             said[b, k] = 0 if previous[b, k] == N else joined(int(said[b, k]), int(previous[b, k]))
             scores = np.where(allowed[b, k], scores_of(int(held["memory_seed"][b]), int(said[b, k])), -np.inf)
             scores -= scores.max()
             held["log_probabilities"][b, k] = scores - np.log(np.exp(scores).sum())
-        held["present_said"][:] = said
+        held["next_said"][:] = said
 
 
 def made() -> Pointer:
@@ -64,14 +64,14 @@ def made() -> Pointer:
         {"memory_seed": TensorInfo(F32, ("B",))},
     )
     rows: tuple[str, str] = ("B", "K")
-    inputs = {"previous": I64, "parent": I64, "past_said": I64}
+    inputs = {"previous": I64, "parent": I64, "state_said": I64}
     step = Fake(
         {
             **{name: TensorInfo(dtype, rows) for name, dtype in inputs.items()},
             "allowed": TensorInfo(np.dtype(np.bool_), (*rows, N + 1)),
             "memory_seed": TensorInfo(F32, ("B",)),
         },
-        {"log_probabilities": TensorInfo(F32, (*rows, N + 1)), "present_said": TensorInfo(I64, rows)},
+        {"log_probabilities": TensorInfo(F32, (*rows, N + 1)), "next_said": TensorInfo(I64, rows)},
     )
     return Pointer(encode, step, N)  # type: ignore[arg-type]
 
@@ -154,7 +154,7 @@ def test_greedy_is_a_beam_of_one(seed: int) -> None:
 
 
 def test_draws_have_the_probabilities_of_the_model() -> None:
-    answers = answered("tour", [3], [3], 4000, drawn(np.random.default_rng(0)))
+    answers = answered("tour", [3], [3], 4000, sampled([np.random.default_rng(0)]))
     found = [spoken(answers, 0, row) for row in range(4000)]
     for score, order in searched("tour", 3, 3, 6):
         share, probability = found.count(order) / 4000, np.exp(score)
@@ -163,6 +163,6 @@ def test_draws_have_the_probabilities_of_the_model() -> None:
 
 
 def test_a_low_temperature_draws_the_best() -> None:
-    cold = answered("tour", [5], [N], 3, drawn(np.random.default_rng(0), 1e-3))
+    cold = answered("tour", [5], [N], 3, sampled([np.random.default_rng(0)], 1e-3))
     greedy = answered("tour", [5], [N], 3, best)
     assert (cold.tokens == greedy.tokens).all()

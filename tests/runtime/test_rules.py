@@ -17,7 +17,7 @@ def walk(rules: Rules, rng: np.random.Generator) -> list[list[list[int]]]:
     """Outputs of each instance and row, drawn among those allowed, parents too."""
     count, rows = rules.finished.shape
     said: list[list[list[int]]] = [[[] for _ in range(rows)] for _ in range(count)]
-    for _ in range(rules.most):
+    for _ in range(rules.max_steps):
         parent = rng.integers(0, rows, (count, rows))
         # A row goes on from its parent, so that it is the parent's mask that it must keep to.
         allowed = np.take_along_axis(mask(rules), parent[..., None], 1)

@@ -1,6 +1,8 @@
 """Loaded bundles that point: instances of any size in any batch, searches, and what is said of bad input."""
 
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 
 import seqrt
-from seqrt.errors import BundleError, RequestError
+from seqrt.errors import BundleError, EngineError, RequestError
 from seqrt.runtime.geometry import is_hull, tour_length
-from seqrt.runtime.solver import Search, Solution, Solver, load
+from seqrt.runtime.solution import Solution
+from seqrt.runtime.solver import Search, Solver, load
 
 Bundles = dict[str, Path]
 
@@ -97,7 +100,7 @@ def test_multistart_is_the_best_of_every_start_and_symmetry(solver_bundles: Bund
 def _told(solver: Solver) -> Any:
     from dataclasses import replace
 
-    return replace(solver.info, is_told=True)
+    return replace(solver.info, needs_start=True)
 
 
 def test_points_of_any_scale(solver_bundles: Bundles) -> None:
@@ -107,8 +110,11 @@ def test_points_of_any_scale(solver_bundles: Bundles) -> None:
     with load(solver_bundles["tour"]) as solver:
         one, other = solver.solve([points, points * 250 - 40])
         flat = solver.solve([np.ones((4, 2)), np.array([[0.0, 0], [1, 1], [2, 2], [3, 3]])])
-    assert one.order == other.order
-    assert other.cost == pytest.approx(250 * one.cost)  # type: ignore[operator]
+        small = solver.solve([points * 1e-3 + 0.4])[0]
+    assert one.order == other.order == small.order
+    assert one.cost is not None
+    assert other.cost == pytest.approx(250 * one.cost)
+    assert small.cost == pytest.approx(1e-3 * one.cost)
     assert [found.valid for found in flat] == [True, True]
     assert flat[0].cost == 0
 
@@ -137,6 +143,7 @@ def test_rare_sizes_do_not_wait_for_ever(solver_bundles: Bundles) -> None:
         (np.zeros(4), "instance 1 has shape [4]"),
         (np.array([[0, 0], [1, np.nan], [1, 1]]), "instance 1: point 2 is [1.0, nan]; give finite numbers"),
         (np.array([[0, 0], [1, 1], [np.inf, 1]]), "point 3 is [inf, 1.0]"),
+        (np.array([[0, 0], [1, 1], [1e200, 1]]), "instance 1 has numbers up to 1e+200; give them below 1e+30"),
         ([["a", "b"]] * 3, "instance 1 holds no numbers"),
         ([[1, 2], [3]], "instance 1 holds no numbers"),
     ],
@@ -145,6 +152,56 @@ def test_bad_instances(points: Any, message: str, solver_bundles: Bundles) -> No
     bundle = solver_bundles["tour"]
     with load(bundle) as solver, pytest.raises(RequestError, match=re.escape(message.format(bundle=bundle))):
         solver.solve([points])
+
+
+def test_numbers_of_any_size(solver_bundles: Bundles) -> None:
+    """Are scaled, which keeps their order; rows of an array are instances."""
+    numbers = np.random.default_rng(3).random((3, 6))
+    with load(solver_bundles["permutation"]) as solver:
+        for factor in (1e3, 1e-3, 1e20):
+            one, other = solver.solve(numbers), solver.solve(numbers * factor + factor)
+            assert [found.valid for found in other] == [True] * 3
+            exact = solver.solve((numbers - numbers.min(1, keepdims=True)) / np.ptp(numbers, 1)[:, None])
+            assert [found.order for found in other] == [found.order for found in exact]
+            assert len(one) == 3
+
+
+def test_draws_do_not_depend_on_batches(solver_bundles: Bundles) -> None:
+    """Each instance has draws of its own, the same wherever it stands in a batch."""
+    points = instances([7])[0]
+    search = Search(samples=1, temperature=50, seed=3)
+    with load(solver_bundles["tour"]) as solver:
+        together, alone = (solver.solve([points] * 20, search=search, batch=batch) for batch in (64, 1))
+    assert [found.order for found in together] == [found.order for found in alone]
+    assert len({tuple(map(str, found.order)) for found in together}) > 10
+
+
+def test_damaged_weights_are_said(solver_bundles: Bundles, tmp_path: Path) -> None:
+    """Not a number is no answer."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from seqrt.exporter.solver import export_solver
+
+    source = tmp_path / "damaged"
+    shutil.copytree(solver_bundles["tour"].parent / "tour", source)
+    weights = load_file(source / "model.safetensors")
+    weights["embedding.weight"][0] = torch.nan
+    save_file(weights, source / "model.safetensors")
+    bundle = export_solver(source, tmp_path / "bundle", sizes=(6,), check=False).bundle
+    with load(bundle) as solver, pytest.raises(EngineError, match="gives NaN instead of probabilities"):
+        solver.solve(instances([5]))
+
+
+def test_bad_instances_do_not_hold_up_the_others(solver_bundles: Bundles) -> None:
+    def many() -> Iterator[object]:
+        yield instances([4])[0]
+        for _ in range(100):
+            yield RequestError("bad")
+
+    with load(solver_bundles["tour"]) as solver:
+        came = [number for number, _ in solver.each(many(), batch=2)]
+    assert came.index(0) < 50
 
 
 def test_the_others_are_solved_all_the_same(solver_bundles: Bundles) -> None:
@@ -159,7 +216,8 @@ def test_the_others_are_solved_all_the_same(solver_bundles: Bundles) -> None:
     ("task", "options", "message"),
     [
         ("tour", {"task": "knapsack"}, "--task knapsack is unknown"),
-        ("tour", {"task": "triangulation"}, "needs a model that says where it ends"),
+        ("tour", {"task": "triangulation"}, "--task triangulation is for a model that says where it ends"),
+        ("permutation", {"task": "hull"}, "--task hull is for points in the plane, the model takes 1 numbers a point"),
         ("hull", {"search": Search(multistart=True)}, "--multistart is for tours"),
         ("hull", {"batch": 0}, "--batch is 0; give 1 to 4096"),
     ],
@@ -170,7 +228,17 @@ def test_bad_requests(task: str, options: dict[str, Any], message: str, solver_b
 
 
 @pytest.mark.parametrize(
-    "options", [{"beam": 0}, {"samples": -1}, {"beam": 2, "samples": 2}, {"temperature": 0}, {"beam": 10**9}]
+    "options",
+    [
+        {"beam": 0},
+        {"samples": -1},
+        {"beam": 2, "samples": 2},
+        {"temperature": 0},
+        {"temperature": 1e-40},
+        {"temperature": 200},
+        {"seed": -1},
+        {"beam": 10**9},
+    ],
 )
 def test_bad_searches(options: dict[str, Any]) -> None:
     with pytest.raises(RequestError):

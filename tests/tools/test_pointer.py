@@ -110,7 +110,7 @@ def interrupted(*_: object) -> None:
 def test_a_model_that_sorts_is_measured_as_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An untrained one next to it is not: the figures tell them apart."""
     instances = [data.make("permutation", 5, (0, i)) for i in range(8)]
-    from seqrt.runtime.solver import Solution
+    from seqrt.runtime.solution import Solution
 
     right = [Solution((item.labels - 1).tolist(), None, True, 0.0) for item in instances if item.labels is not None]
     wrong = [Solution([4, 3, 2, 1, 0], None, True, 0.0)] * 8
@@ -133,7 +133,7 @@ def test_a_model_that_sorts_is_measured_as_right(tmp_path: Path, capsys: pytest.
 
 
 def test_figures_of_hulls_tours_and_triangles() -> None:
-    from seqrt.runtime.solver import Solution
+    from seqrt.runtime.solution import Solution
 
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1], [0.5, 0.4]])
     hulls = [Instance(square, np.array([1, 2, 3, 4, 1]))] * 2

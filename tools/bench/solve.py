@@ -23,8 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from seqrt.exporter.checkpoints.solver import open_solver
-from seqrt.graphs.pointing import PointerModel
+from seqrt.exporter.checkpoints.solver import SolverCheckpoint, open_solver
 from seqrt.runtime.solver import Solver, load
 
 Points = npt.NDArray[np.float64]
@@ -37,12 +36,13 @@ class Torch:
     """A policy in torch, greedily.
 
     Args:
-        model: the policy, which knows no end.
+        checkpoint: of a policy that knows no end.
         is_compiled: run its graphs through torch.compile.
     """
 
-    def __init__(self, model: PointerModel, *, is_compiled: bool) -> None:
-        self.model = model
+    def __init__(self, checkpoint: SolverCheckpoint, *, is_compiled: bool) -> None:
+        self.model, self.needs_start = checkpoint.model, checkpoint.needs_start
+        model = self.model
         self._encode: Any = torch.compile(model.encode) if is_compiled else model.encode
         self._step: Any = torch.compile(model.step) if is_compiled else model.step
 
@@ -53,13 +53,15 @@ class Torch:
         count, size, _ = given.shape
         memory = self._encode(given, torch.full((count,), size))
         allowed = torch.ones(count, 1, size + 1, dtype=torch.bool)
-        allowed[..., size] = False
+        allowed[..., 1 if self.needs_start else size :] = False
         previous, parent = torch.full((count, 1), size), torch.zeros(count, 1, dtype=torch.int64)
-        state = (previous,)
+        state = self.model.begin(memory)
         order = []
         for _ in range(size):
             found, state = self._step(previous, parent, allowed, state, memory)
             previous = found.argmax(2)
+            if self.needs_start and not order:
+                allowed[..., 1:size] = True
             allowed = allowed.scatter(2, previous[..., None], False)
             order.append(previous)
         return torch.cat(order, 1).tolist()
@@ -102,15 +104,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    model = open_solver(arguments.checkpoint).model.fold()
+    checkpoint = open_solver(arguments.checkpoint)
     rows = []
     for size in arguments.points:
         for batch in arguments.batch:
             points = np.random.default_rng(0).random((max(batch, 20), size, 2))
             with load(arguments.bundle, threads=arguments.threads) as solver:
-                runners: dict[str, Solve] = {"seqrt": bundled(solver, batch), "torch": Torch(model, is_compiled=False)}
+                runners: dict[str, Solve] = {
+                    "seqrt": bundled(solver, batch),
+                    "torch": Torch(checkpoint, is_compiled=False),
+                }
                 if arguments.compile:
-                    runners["compiled"] = Torch(model, is_compiled=True)
+                    runners["compiled"] = Torch(checkpoint, is_compiled=True)
                 rows.append({"points": size, "batch": batch, **measured(runners, points, batch, arguments.repeats)})
     if arguments.json:
         print(json.dumps(rows, indent=2))

@@ -1,4 +1,4 @@
-"""Instances with exact answers, as a file in the format of the pointer networks' released data.
+"""Instances with answers, exact or, of tours, as good as known, as a file in the format of the pointer networks' released data.
 
     python -m tools.pointer.data tour --points 5-20 --count 1000 --seed 0 --out tsp.txt
 
@@ -39,7 +39,10 @@ def hull(points: Doubles) -> Ints:
 
 
 def tour(points: Doubles) -> Ints:
-    """Of the shortest tour, not closed: Lin, Kernighan and Helsgaun's, which is exact at these sizes (elkai)."""
+    """Of the shortest tour that Lin, Kernighan and Helsgaun's heuristic finds (elkai), not closed.
+
+    Up to 7 points it was the shortest of all wherever that was tried, as published figures say up to 100.
+    """
     import elkai
 
     distances = np.sqrt(((points[:, None] - points) ** 2).sum(2))

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from seqrt.runtime.geometry import area, tour_length
 from seqrt.runtime.points import Instance, read_points
-from seqrt.runtime.solver import Search, Solution, load
+from seqrt.runtime.solution import Solution
+from seqrt.runtime.solver import Search, load
 
 Ints = npt.NDArray[np.int64]
 

@@ -52,7 +52,7 @@ RECIPES: Final = {
             range(5, 21),
             norm="instance",
             clip=_ATTENTION.clip,
-            is_told=True,
+            needs_start=True,
         ),
         _recipe("ptrnet", "triangulation", lambda: PtrNet(PtrNetConfig(dim=256)), range(5, 6)),
         _recipe("set", "permutation", lambda: ReadProcessWrite(SetConfig(dim=128)), range(5, 6), num_process=5),

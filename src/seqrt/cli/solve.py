@@ -17,7 +17,7 @@ from seqrt.runtime.bundle import SOLVER_TASKS
 
 if TYPE_CHECKING:
     from seqrt.runtime.geometry import Doubles
-    from seqrt.runtime.solver import Solution
+    from seqrt.runtime.solution import Solution
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _DRAWN: Final = 9
@@ -116,7 +116,7 @@ def _items(as_json: bool) -> Iterator[Callable[["Solution | RequestError"], None
     def put(found: "Solution | RequestError") -> None:
         nonlocal count
         if as_json:
-            print("," if count else '{"items": [', json.dumps(_item(found)), sep="\n", flush=True)
+            print("," if count else '{"items": [', json.dumps(_item(found), allow_nan=False), sep="\n", flush=True)
         elif isinstance(found, RequestError):
             note(f"error: {found}")
         else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from seqrt.runtime.geometry import Doubles
-    from seqrt.runtime.solver import Solution
+    from seqrt.runtime.solution import Solution
 
 
 def draw(found: "Sequence[tuple[Doubles, Solution]]", task: str, file: Path) -> None:
