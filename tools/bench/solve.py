@@ -56,7 +56,7 @@ class Torch:
         allowed[..., 1 if self.needs_start else size :] = False
         previous, parent = torch.full((count, 1), size), torch.zeros(count, 1, dtype=torch.int64)
         state = self.model.begin(memory)
-        order = []
+        order: list[torch.Tensor] = []
         for _ in range(size):
             found, state = self._step(previous, parent, allowed, state, memory)
             previous = found.argmax(2)

@@ -1,4 +1,4 @@
-"""Instances with answers, exact or, of tours, as good as known, as a file in the format of the pointer networks' released data.
+"""Instances with answers, as a file in the format of the pointer networks' released data.
 
     python -m tools.pointer.data tour --points 5-20 --count 1000 --seed 0 --out tsp.txt
 
