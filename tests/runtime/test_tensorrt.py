@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import write_solver
 from tools.gpu.standin_cuda import Code, StandInCuda
 from tools.gpu.standin_tensorrt import StandInTensorRT, write_engines
 
 from seqrt.errors import EngineError, RequestError
 from seqrt.exporter.recognizer import export_recognizer
+from seqrt.exporter.solver import export_solver
 from seqrt.runtime.backends import open_engines, tensorrt_engines
 from seqrt.runtime.bundle import Bundle, open_bundle
 from seqrt.runtime.decoder import Decoder
@@ -33,6 +35,8 @@ from seqrt.runtime.profiling.run import Amount, profile
 from seqrt.runtime.prompts import Prompt
 from seqrt.runtime.recognizer import Recognizer
 from seqrt.runtime.recognizer import load as load_recognizer
+from seqrt.runtime.solver import Search, Solver
+from seqrt.runtime.solver import load as load_solver
 from seqrt.runtime.tree import Tree
 from seqrt.runtime.tune import tune
 from seqrt.runtime.tuned import read_tuning
@@ -147,6 +151,35 @@ def test_words_are_those_of_the_cpu(
             assert [one.text for one in found] == [one.text for one in expected]
         with pytest.raises(RequestError, match="--batch is 5; give 1 to 4"):
             reader.recognize(word_images, batch=5)
+    assert cuda.leaks() == []
+
+
+@pytest.mark.parametrize("kind", ["attention", "ptrnet"])
+@pytest.mark.parametrize("variant", [NATIVE, PRIMITIVE])
+def test_pointer_models_answer_as_on_a_cpu(
+    kind: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of instances and rows, within one profile."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = write_solver(tmp_path / "source", kind, "tour")
+    targets = ("ort", variant.partition("-")[0])
+    made = export_solver(source, tmp_path / "tours", sizes=(8,), targets=targets, dtypes=("fp32",), check=False)
+    bundle, cuda, backend = open_bundle(made.bundle), StandInCuda(), "rtx" if variant == NATIVE else "trt"
+    write_engines(bundle, variant, (1,), 0, backend)
+    flavour = load_flavour(backend, StandInTensorRT(cuda))
+    rng = np.random.default_rng(0)
+    points = [rng.random((count, 2)) for count in (5, 8, 3, 7, 8)]
+    with (
+        load_solver(made.bundle, threads=1) as cpu,
+        Solver(bundle, tensorrt_engines(bundle, flavour, Cuda(cuda))) as solver,
+    ):
+        for search in (Search(), Search(beam=3), Search(samples=2), Search(multistart=True), Search()):
+            expected = cpu.solve(points, search=search)
+            assert [one.order for one in solver.solve(points, search=search, batch=3)] == [
+                one.order for one in expected
+            ]
+        with pytest.raises(RequestError, match="129 rows an instance are more than"):
+            solver.solve(points, search=Search(beam=129))
     assert cuda.leaks() == []
 
 
