@@ -117,14 +117,17 @@ def write_solver(folder: Path, kind: str, task: str, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def solver_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles of tiny pointer models by task, for up to 6 and 10 points."""
+    """Bundles of tiny pointer models by task, for up to 10 points; of tours for up to 6 too."""
     from seqrt.exporter.solver import export_solver
 
     folder = tmp_path_factory.mktemp("solvers")
     kinds = {"tour": "attention", "hull": "ptrnet", "triangulation": "ptrnet", "permutation": "set"}
     return {
         task: export_solver(
-            write_solver(folder / task, kind, task), folder / f"{task}-bundle", sizes=(6, 10), check=False
+            write_solver(folder / task, kind, task),
+            folder / f"{task}-bundle",
+            sizes=(6, 10) if task == "tour" else (10,),
+            check=False,
         ).bundle
         for task, kind in kinds.items()
     }

@@ -70,7 +70,7 @@ def test_bad_lines_among_good_ones(seqrt: Seqrt, solver_bundles: Bundles, tmp_pa
     first, second, third = result.err.splitlines()
     assert "line 2 holds no numbers" in first
     assert "instance 3 has 1 points; give 3 or more" in second
-    assert "takes 10; export again with --sizes 6,10,11" in third
+    assert "takes 10; export again with --sizes 10,11" in third
     result = seqrt("solve", solver_bundles["hull"], "--points", file, "--json")
     assert [item["error"] is None for item in json.loads(result.out)["items"]] == [True, False, False, False, True]
 
@@ -131,7 +131,7 @@ def test_mistakes_are_one_line(
 
 def test_inspect_says_what_it_takes(seqrt: Seqrt, solver_bundles: Bundles) -> None:
     out = seqrt("inspect", solver_bundles["hull"]).out
-    assert "hull of points with 2 numbers; graphs for up to 6, 10" in out
+    assert "hull of points with 2 numbers; graphs for up to 10" in out
     document = json.loads(seqrt("inspect", solver_bundles["hull"], "--json").out)
     assert (document["task"], document["model"], document["solver"]["has_end"]) == ("solve", None, True)
 
