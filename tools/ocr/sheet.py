@@ -17,7 +17,7 @@ from tools.bench.ocr import plain, words_of
 from seqrt.runtime.images import read_image
 from seqrt.runtime.recognizer import load
 
-_WIDE, _TALL, _FONT, _GAP = 200, 60, 15, 6
+_WIDE, _TALL, _FONT, _GAP = 260, 60, 14, 6
 _COLUMNS = 4
 
 
