@@ -154,8 +154,7 @@ def test_words_are_those_of_the_cpu(
     assert cuda.leaks() == []
 
 
-@pytest.mark.parametrize("kind", ["attention", "ptrnet"])
-@pytest.mark.parametrize("variant", [NATIVE, PRIMITIVE])
+@pytest.mark.parametrize(("kind", "variant"), [("attention", NATIVE), ("ptrnet", PRIMITIVE)])
 def test_pointer_models_answer_as_on_a_cpu(
     kind: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
