@@ -222,6 +222,34 @@ class PointerDecoder(nn.Module):
         return chosen(self.pointer(refs, query), allowed, self.clip), (hidden, cell)
 
 
+class LstmPointerModel(PointerModel):
+    """A model that writes with a `PointerDecoder`, whatever it reads with."""
+
+    decoder: PointerDecoder
+    state_names = PointerDecoder.state_names
+
+    @property
+    def has_end(self) -> bool:  # type: ignore[override]
+        """Whether it says where an answer ends."""
+        return self.decoder.end is not None
+
+    @property
+    def memory_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of the tensors that `PointerDecoder.prepare` makes."""
+        return self.decoder.memory_names if self.decoder.glimpse is None else (*self.decoder.memory_names, "glimpse")
+
+    def step(
+        self,
+        previous: Tensor,
+        parent: Tensor,
+        allowed: Tensor,
+        state: tuple[Tensor, ...],
+        memory: tuple[Tensor, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `PointerModel.step`."""
+        return self.decoder.step(previous, parent, allowed, state, memory)
+
+
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Of each instance's table `[B, rows, D]` those that `index` `[B, K]` names: `[B, K, D]`."""
     return torch.gather(table, 1, index[..., None].expand(-1, -1, table.shape[2]))

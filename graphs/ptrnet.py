@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrt.graphs.decoder import Linear
-from seqrt.graphs.pointing import Cell, PointerDecoder, PointerModel, is_point
+from seqrt.graphs.pointing import Cell, LstmPointerModel, PointerDecoder, is_point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +39,12 @@ class PtrNetConfig:
     clip: float = 0.0
 
 
-class PtrNet(PointerModel):
+class PtrNet(LstmPointerModel):
     """The pointer network."""
 
     def __init__(self, config: PtrNetConfig) -> None:
         super().__init__()
-        self.config, self.input_dim, self.has_end = config, config.input_dim, config.has_end
-        self.memory_names = (*PointerDecoder.memory_names, *(["glimpse"] if config.has_glimpse else []))
-        self.state_names = PointerDecoder.state_names
+        self.config, self.input_dim = config, config.input_dim
         read = config.dim if config.is_embedded else config.input_dim
         self.embedding = Linear(config.input_dim, config.dim, bias=False) if config.is_embedded else None
         self.input, self.cell = Linear(read, 4 * config.dim, bias=True), Cell(config.dim)
@@ -68,14 +66,3 @@ class PtrNet(PointerModel):
             hidden, cell = (torch.where(is_inside, new, old) for new, old in zip(after, (hidden, cell), strict=True))
             encoded.append(hidden)
         return self.decoder.prepare(inputs, torch.stack(encoded, 1), hidden, cell)
-
-    def step(
-        self,
-        previous: Tensor,
-        parent: Tensor,
-        allowed: Tensor,
-        state: tuple[Tensor, ...],
-        memory: tuple[Tensor, ...],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As `PointerModel.step`."""
-        return self.decoder.step(previous, parent, allowed, state, memory)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqrt.graphs.decoder import Linear
-from seqrt.graphs.pointing import FAR_BELOW, PointerDecoder, PointerModel, gated, is_point
+from seqrt.graphs.pointing import FAR_BELOW, LstmPointerModel, PointerDecoder, gated, is_point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +35,12 @@ class SetConfig:
     has_glimpse: bool = True
 
 
-class ReadProcessWrite(PointerModel):
+class ReadProcessWrite(LstmPointerModel):
     """The set model."""
 
     def __init__(self, config: SetConfig) -> None:
         super().__init__()
-        self.config, self.input_dim, self.has_end = config, config.input_dim, config.has_end
-        self.memory_names = (*PointerDecoder.memory_names, *(["glimpse"] if config.has_glimpse else []))
-        self.state_names = PointerDecoder.state_names
+        self.config, self.input_dim = config, config.input_dim
         dim = config.dim
         self.read1, self.read2 = Linear(config.input_dim, dim, bias=True), Linear(dim, dim, bias=True)
         self.process = Linear(2 * dim, 4 * dim, bias=True)
@@ -62,14 +60,3 @@ class ReadProcessWrite(PointerModel):
             state = torch.cat([query, (weights[:, None] @ elements)[:, 0]], 1)
         first = torch.tanh(self.first_hidden(state)), torch.tanh(self.first_cell(state))
         return self.decoder.prepare(elements, elements, *first)
-
-    def step(
-        self,
-        previous: Tensor,
-        parent: Tensor,
-        allowed: Tensor,
-        state: tuple[Tensor, ...],
-        memory: tuple[Tensor, ...],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As `PointerModel.step`."""
-        return self.decoder.step(previous, parent, allowed, state, memory)
