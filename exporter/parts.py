@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from seqrt.exporter.check import check_graph
 from seqrt.exporter.origins import name_nodes
 from seqrt.exporter.passes import turn_weights
+from seqrt.exporter.staging import staged
 from seqrt.exporter.stitch import model_of
 from seqrt.exporter.store import WeightStore, weight_store
 from seqrt.exporter.targets import TORCH_DTYPES, Variant
 from seqrt.exporter.trace import trace
-from seqrt.runtime.bundle import GraphInfo
+from seqrt.runtime.bundle import MANIFEST, GraphInfo, Manifest, describe_files
 
 _CACHES: Final = ("past_key", "past_value")  # begins of the names of inputs that have the graph's own type
 
@@ -109,6 +110,43 @@ def write_parts(
                 worst = check_graph(file, part.module, inputs, list(part.outputs), half=variant.dtype != "fp32")
                 made.differences[file.stem] = worst
     return made
+
+
+def write_bundle(
+    bundle: Path,
+    parts: Sequence[Part],
+    variants: Sequence[Variant],
+    manifest: Manifest,
+    texts: Mapping[str, str] | None = None,
+    *,
+    check: bool,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """Writes a bundle whose graphs are parts; nothing appears at `bundle` before it is complete.
+
+    Args:
+        bundle: directory to make.
+        parts: its graphs.
+        variants: of each.
+        manifest: what is known before they are written.
+        texts: further files, by name.
+        check: compare every graph with torch.
+        progress: told what is being done.
+
+    Returns:
+        The largest differences from torch, by graph and output.
+
+    Raises:
+        ExportError: as `write_parts`, or the directory cannot be written.
+    """
+    with staged(bundle) as folder:
+        (folder / "graphs").mkdir()
+        for name, text in (texts or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        made = write_parts(folder / "graphs", parts, variants, check=check, progress=progress)
+        whole = replace(manifest, graphs=tuple(made.infos), files=describe_files(folder))
+        (folder / MANIFEST).write_text(whole.to_json(), encoding="utf-8")
+    return made.differences
 
 
 def place(

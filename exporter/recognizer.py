@@ -10,13 +10,13 @@ import torch
 from seqrt.errors import ExportError
 from seqrt.exporter.checkpoints.recognizer import RecognizerCheckpoint, open_recognizer
 from seqrt.exporter.export import DEFAULT_TARGETS, Report
-from seqrt.exporter.parts import Part, Progress, random_input, write_parts
-from seqrt.exporter.staging import check_replaceable, staged
+from seqrt.exporter.parts import Part, Progress, random_input, write_bundle
+from seqrt.exporter.staging import check_replaceable
 from seqrt.exporter.targets import Variant, variants
 from seqrt.graphs.cppd import Cppd
 from seqrt.graphs.nrtr import Nrtr, NrtrEncoder, NrtrStep
 from seqrt.graphs.svtr import HEAD_DIM
-from seqrt.runtime.bundle import CHARACTERS, MANIFEST, RECIPES, Manifest, RecognizerInfo, Size, describe_files
+from seqrt.runtime.bundle import CHARACTERS, RECIPES, Manifest, RecognizerInfo, Size
 
 _LETTERS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SIGNS: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -74,22 +74,19 @@ def export_recognizer(
     characters = _characters(checkpoint, dictionary)
     parts = _parts(checkpoint, info)
     _check_targets(checkpoint, wanted)
-    with staged(bundle) as folder:
-        (folder / "graphs").mkdir()
-        (folder / CHARACTERS).write_text("".join(f"{character}\n" for character in characters), encoding="utf-8")
-        made = write_parts(folder / "graphs", parts, wanted, check=check, progress=progress)
-        manifest = Manifest(
-            name=checkpoint.name,
-            family=checkpoint.kind,
-            task="ocr",
-            capacity=checkpoint.config.max_length,
-            quantization="none",
-            recognizer=info,
-            graphs=tuple(made.infos),
-            files=describe_files(folder),
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return Report(bundle, checkpoint.name, {}, {}, made.differences)
+    manifest = Manifest(
+        name=checkpoint.name,
+        family=checkpoint.kind,
+        task="ocr",
+        capacity=checkpoint.config.max_length,
+        quantization="none",
+        recognizer=info,
+        graphs=(),
+        files={},
+    )
+    texts = {CHARACTERS: "".join(f"{character}\n" for character in characters)}
+    differences = write_bundle(bundle, parts, wanted, manifest, texts, check=check, progress=progress)
+    return Report(bundle, checkpoint.name, {}, {}, differences)
 
 
 def _info(checkpoint: RecognizerCheckpoint, size: Size | None, recipe: str | None) -> RecognizerInfo:

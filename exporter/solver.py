@@ -10,11 +10,11 @@ from torch import Tensor
 from seqrt.errors import ExportError
 from seqrt.exporter.checkpoints.solver import SolverCheckpoint, open_solver
 from seqrt.exporter.export import DEFAULT_TARGETS, Report
-from seqrt.exporter.parts import Part, Progress, write_parts
-from seqrt.exporter.staging import check_replaceable, staged
+from seqrt.exporter.parts import Part, Progress, write_bundle
+from seqrt.exporter.staging import check_replaceable
 from seqrt.exporter.targets import variants
 from seqrt.graphs.pointing import Encode, PointerModel, Step
-from seqrt.runtime.bundle import MANIFEST, Manifest, SolverInfo, describe_files
+from seqrt.runtime.bundle import Manifest, SolverInfo
 
 DEFAULT_SIZES: Final = (5, 10, 20, 50, 100)
 _LARGEST: Final = 500
@@ -71,21 +71,18 @@ def export_solver(
     if (why := info.lacks(info.task)) is not None:
         raise ExportError(f"--task {info.task} {why}")
     parts = [part for size in chosen for part in _parts(model, size)]
-    with staged(bundle) as folder:
-        (folder / "graphs").mkdir()
-        made = write_parts(folder / "graphs", parts, wanted, check=check, progress=progress)
-        manifest = Manifest(
-            name=checkpoint.name,
-            family=checkpoint.kind,
-            task="solve",
-            capacity=chosen[-1],
-            quantization="none",
-            solver=info,
-            graphs=tuple(made.infos),
-            files=describe_files(folder),
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return Report(bundle, checkpoint.name, {}, {}, made.differences, _notes(checkpoint))
+    manifest = Manifest(
+        name=checkpoint.name,
+        family=checkpoint.kind,
+        task="solve",
+        capacity=chosen[-1],
+        quantization="none",
+        solver=info,
+        graphs=(),
+        files={},
+    )
+    differences = write_bundle(bundle, parts, wanted, manifest, check=check, progress=progress)
+    return Report(bundle, checkpoint.name, {}, {}, differences, _notes(checkpoint))
 
 
 def _notes(checkpoint: SolverCheckpoint) -> list[str]:
@@ -120,8 +117,7 @@ def _parts(model: PointerModel, size: int) -> list[Part]:
     inputs |= {f"state_{name}": _state(name, memory) for name in model.state_names}
     inputs |= {f"memory_{name}": value for name, value in memory.items()}
     rows = {name: {0: "B", 1: "K"} for name in inputs if not name.startswith("memory_")}
-    shared = {name: name for name in model.state_dict()}
-    own = {f"model.{name}": value for name, value in shared.items()}
+    own = {f"model.{name}": name for name in model.state_dict()}
     outputs = ["log_probabilities", *(f"next_{name}" for name in model.state_names)]
     return [
         Part(

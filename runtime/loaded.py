@@ -1,17 +1,19 @@
 """Bundles as what their tasks are: engines that are given back at the end, and a probe that may listen."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
+from seqrt.errors import RequestError
 from seqrt.runtime.backends import Engines, open_engines
 from seqrt.runtime.bundle import Bundle, open_bundle, read_manifest
 from seqrt.runtime.probe import Probe
 
 Self = TypeVar("Self", bound="Loaded")
+T = TypeVar("T")
 
 # What loads a bundle of each task; a module that is not asked for is not imported.
 _MODULES: Final = {
@@ -81,6 +83,21 @@ class Loaded:
             yield
         finally:
             self.engines.probe = before
+
+
+def collected(numbered: "Generator[tuple[int, T | RequestError], None, None]") -> list[T]:
+    """What comes with numbers, in their order; closes it at the end.
+
+    Raises:
+        RequestError: the first that comes.
+    """
+    found: dict[int, T] = {}
+    with closing(numbered):
+        for number, item in numbered:
+            if isinstance(item, RequestError):
+                raise item
+            found[number] = item
+    return [found[number] for number in range(len(found))]
 
 
 def load_as(

@@ -20,7 +20,7 @@ from seqrt.runtime.backends import Engines
 from seqrt.runtime.bundle import CHARACTERS, Bundle
 from seqrt.runtime.cppd import OnePass, Read
 from seqrt.runtime.images import Floats, choose_size, prepare, read_image
-from seqrt.runtime.loaded import Loaded, load_as
+from seqrt.runtime.loaded import Loaded, collected, load_as
 from seqrt.runtime.nrtr import Autoregressive
 from seqrt.runtime.probe import Probe
 
@@ -92,13 +92,7 @@ class Recognizer(Loaded):
         """
         if isinstance(images, (str, Path, bytes)) or getattr(images, "ndim", 4) < 4 or hasattr(images, "getpixel"):
             raise RequestError(f"recognize takes several images, not one {type(images).__name__}; give [image]")
-        found: dict[int, Recognition] = {}
-        with closing(self.each(images, batch=batch)) as items:
-            for number, item in items:
-                if isinstance(item, RequestError):
-                    raise item
-                found[number] = item
-        return [found[number] for number in range(len(found))]
+        return collected(self.each(images, batch=batch))
 
     def each(
         self, images: "Iterable[Source]", *, batch: int = 1

@@ -37,13 +37,14 @@ def best_of(tokens: Ints, scores: Floats, points: Doubles, task: str, size: int)
         task: what the answers are.
         size: places of the graph.
     """
-    row = int(scores.argmax())
     if task == "tour":
         alive = np.flatnonzero(np.isfinite(scores))
-        row = int(alive[tour_length(points, tokens[alive, : len(points)]).argmin()])
+        lengths = tour_length(points, tokens[alive, : len(points)])
+        place = int(lengths.argmin())
+        order, score = tokens[alive[place], : len(points)], float(scores[alive[place]])
+        return Solution(order.tolist(), float(lengths[place]), _is_permutation(order, points), score)
+    row = int(scores.argmax())
     order, score = tokens[row][tokens[row] < size], float(scores[row])
-    if task == "tour":
-        return Solution(order.tolist(), float(tour_length(points, order)), _is_permutation(order, points), score)
     if task == "hull":
         order = _polygon(points, order)
         return Solution(order.tolist(), abs(area(points[order])), is_hull(points, points[order]), score)

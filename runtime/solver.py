@@ -4,7 +4,7 @@ Instances go to the smallest size of graph that holds them, in batches. Points a
 one factor, which is where models are trained; costs are those of the points as given.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.backends import Engines
 from seqrt.runtime.bundle import SOLVER_ROWS, Bundle
 from seqrt.runtime.geometry import Doubles
-from seqrt.runtime.loaded import Loaded, load_as
+from seqrt.runtime.loaded import Loaded, collected, load_as
 from seqrt.runtime.pointing import Choose, Pointer, beam, best, sampled
 from seqrt.runtime.rules import CORNERS, RULES
 from seqrt.runtime.solution import Solution, best_of
@@ -103,12 +103,7 @@ class Solver(Loaded):
         """
         if getattr(points, "ndim", 3) < (2 if self.info.input_dim == 1 else 3):
             raise RequestError("solve takes several instances, not one; give [points]")
-        found: dict[int, Solution] = {}
-        for number, item in self.each(points, task=task, search=search, batch=batch):
-            if isinstance(item, RequestError):
-                raise item
-            found[number] = item
-        return [found[number] for number in range(len(found))]
+        return collected(self.each(points, task=task, search=search, batch=batch))
 
     def each(
         self,
@@ -117,7 +112,7 @@ class Solver(Loaded):
         task: str | None = None,
         search: Search = GREEDY,
         batch: int = 64,
-    ) -> Iterator[tuple[int, "Solution | RequestError"]]:
+    ) -> Generator[tuple[int, "Solution | RequestError"], None, None]:
         """The same as they are solved, with their numbers: in batches of a size, not in the order given.
 
         What is no instance comes as its error, and so does an error among `points`; the others are solved all the same.

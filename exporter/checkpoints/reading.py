@@ -1,16 +1,19 @@
 """Plain files of a checkpoint directory: JSON objects and safetensors, whole or in shards."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from seqrt.errors import CheckpointError
+from seqrt.runtime.bundle import parse
 
+T = TypeVar("T")
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -33,6 +36,36 @@ def one_line(error: BaseException) -> str:
     """The text of `error` on one line, shortened where a library wrote a page."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def told_of(path: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a CheckpointError that begins with the path.
+
+    Tensors of another model raise anything: names and dimensions that are not there. `what` says what it should be.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no {what}, or not whole ({type(error).__name__}: {one_line(error)})"
+        ) from error
+
+
+def read_settings(kind: type[T], folder: Path, key: str, writer: str) -> T:
+    """What config.json in a directory of seqrt says under `key`; `writer` is what writes it.
+
+    Raises:
+        CheckpointError: it is missing, or says something else.
+    """
+    where = folder / "config.json"
+    try:
+        return parse(kind, read_json(where).get(key), str(where))  # type: ignore[no-any-return]
+    except ValueError as error:
+        told = str(error) if str(where) in str(error) else f"{where}: {error}"
+        raise CheckpointError(f"{told}; write it as {writer} does") from error
 
 
 @dataclass(frozen=True, slots=True)

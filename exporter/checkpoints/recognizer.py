@@ -14,12 +14,12 @@ from typing import Final, Literal
 
 from seqrt.errors import CheckpointError
 from seqrt.exporter.checkpoints.paddle import read_paddle
-from seqrt.exporter.checkpoints.reading import Safetensors, one_line, read_json, read_torch
+from seqrt.exporter.checkpoints.reading import Safetensors, read_json, read_settings, read_torch, told_of
 from seqrt.exporter.checkpoints.recognizer_names import UNUSED, State, is_turned, our_state, own_names
 from seqrt.graphs.cppd import Cppd, CppdConfig
 from seqrt.graphs.nrtr import Nrtr, NrtrConfig
 from seqrt.graphs.svtr import PATCH, Mixer, SvtrConfig
-from seqrt.runtime.bundle import RECIPES, Size, parse
+from seqrt.runtime.bundle import RECIPES, Size
 
 Kind = Literal["cppd", "nrtr"]
 
@@ -95,33 +95,17 @@ def open_recognizer(path: Path, size: Size | None = None) -> RecognizerCheckpoin
         CheckpointError: missing, damaged, no recogniser, or of a configuration that the size or its own tensors
             contradict; the message names the first tensor that differs.
     """
-    settings = _settings(path) if path.is_dir() else None
+    settings = read_settings(Settings, path, _KEY, "tools.ocr.model") if path.is_dir() else None
     file = path / "model.safetensors" if settings is not None else path
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; pass a .pth, .pdparams or .safetensors file or a directory")
     stored = _read(file)
-    try:
+    with told_of(file, "CPPD or NRTR recogniser"):
         own = own_names(stored)
         state = our_state(stored, own)
         model = _model(state, size, settings)
         _load(model, state, stored, {mine: theirs for theirs, mine in own.items()})
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    except Exception as error:  # of tensors that are no recogniser's: dimensions that are not there, and so on
-        raise CheckpointError(
-            f"{file} is no CPPD or NRTR recogniser, or not whole ({type(error).__name__}: {one_line(error)})"
-        ) from error
     return RecognizerCheckpoint(path.stem, "nrtr" if isinstance(model, Nrtr) else "cppd", model.eval(), settings)
-
-
-def _settings(folder: Path) -> Settings:
-    where = folder / _CONFIG
-    try:
-        found: Settings = parse(Settings, read_json(where).get(_KEY), str(where))
-    except ValueError as error:
-        told = str(error) if str(where) in str(error) else f"{where}: {error}"
-        raise CheckpointError(f"{told}; write it as tools.ocr.model does") from error
-    return found
 
 
 def _read(file: Path) -> State:

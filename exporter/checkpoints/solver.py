@@ -17,13 +17,13 @@ from torch import Tensor
 
 from seqrt.errors import CheckpointError
 from seqrt.exporter.checkpoints.inert import read_inert
-from seqrt.exporter.checkpoints.reading import Safetensors, one_line, read_json
+from seqrt.exporter.checkpoints.reading import Safetensors, read_json, read_settings, told_of
 from seqrt.exporter.checkpoints.solver_names import State, is_known, layout_of, unwrapped
 from seqrt.graphs.attention_model import AttentionModel, AttentionModelConfig, NormKind
 from seqrt.graphs.pointing import PointerModel
 from seqrt.graphs.ptrnet import PtrNet, PtrNetConfig
 from seqrt.graphs.read_process_write import ReadProcessWrite, SetConfig
-from seqrt.runtime.bundle import SOLVER_TASKS, parse
+from seqrt.runtime.bundle import SOLVER_TASKS
 
 Kind = Literal["ptrnet", "set", "attention"]
 
@@ -109,7 +109,7 @@ def open_solver(path: Path) -> SolverCheckpoint:
     problem = hints.get("problem", hints.get("env_name", _TOURS[0]))
     if isinstance(problem, str) and problem not in _TOURS:
         raise CheckpointError(f"{path} is for the problem {problem!r}; take a model of the travelling salesman problem")
-    try:
+    with told_of(path, "pointer model"):
         own, names = layout_of(state)(state)
         kind: Kind = "attention" if "layers.0.qkv.weight" in own else "ptrnet"
         if not hints.get("mask_inner", True):
@@ -118,12 +118,6 @@ def open_solver(path: Path) -> SolverCheckpoint:
         hints = assumed | hints
         model: PointerModel = _attention(own, hints, state) if kind == "attention" else _ptrnet(own, hints)
         _load(model, own, names)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # of tensors that are another model's: names and dimensions that are not there
-        raise CheckpointError(
-            f"{path} is no pointer model, or not whole ({type(error).__name__}: {one_line(error)})"
-        ) from error
     # What was trained without the mean of the graph was trained as POMO is.
     needs_start = kind == "attention" and not (own["start"].any() and own["graph.weight"].any())
     task = None if model.has_end else "tour"
@@ -141,20 +135,12 @@ def _usual(kind: Kind, own: State, stored: State) -> dict[str, object]:
 
 
 def _own(folder: Path) -> SolverCheckpoint:
-    where = folder / _CONFIG
-    try:
-        settings: Settings = parse(Settings, read_json(where).get(_KEY), str(where))
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}; write it as tools.pointer.model does") from error
+    settings = read_settings(Settings, folder, _KEY, "tools.pointer.model")
     store = Safetensors([folder / "model.safetensors"])
     state = {name: store.read(name) for name in store.entries}
-    try:
+    with told_of(folder, "pointer model"):
         model = _model(settings, state)
         _load(model, state, {})
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    except Exception as error:
-        raise CheckpointError(f"{folder} is not whole ({type(error).__name__}: {one_line(error)})") from error
     return SolverCheckpoint(folder.name, settings.kind, model.eval(), settings.task, settings.needs_start, {})  # type: ignore[arg-type]
 
 

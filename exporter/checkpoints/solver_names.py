@@ -32,7 +32,7 @@ _ATTENTION: Final[tuple[tuple[str, str], ...]] = (
     (r"^(?:project_step_context|decoder\.context(?:_embedding)?\.project_context)\.", "context."),
     (r"^(?:decoder\.(?:pointer|logit_attention)\.)?project_out\.", "out."),
     (r"^(?:decoder\.context(?:_embedding)?\.)?W_placeholder$", "start"),
-    (r"^(layers\.\d+)\.0\.module\.(?:Wqkv|qkv)\.", r"\1.qkv."),
+    (r"^(layers\.\d+)\.0\.module\.Wqkv\.", r"\1.qkv."),
     (r"^(layers\.\d+)\.0\.module\.out_proj\.", r"\1.out."),
     (r"^(layers\.\d+)\.0\.module\.", r"\1."),
     (r"^(layers\.\d+)\.1\.normalizer\.", r"\1.norm1."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from seqrt.graphs.pointing import PointerModel
 from seqrt.graphs.ptrnet import PtrNet, PtrNetConfig
 from seqrt.graphs.read_process_write import ReadProcessWrite, SetConfig
 
+_SET: Final = SetConfig(dim=128)
 _ATTENTION: Final = AttentionModelConfig(dim=128, num_heads=8, ffn_dim=512, num_layers=3, norm="instance")
 
 
@@ -35,27 +36,18 @@ class Recipe:
     points: range
 
 
-def _recipe(kind: str, task: str, make: Callable[[], PointerModel], points: range, **more: object) -> Recipe:
-    return Recipe(Settings(kind=kind, task=task, **more), make, points)  # type: ignore[arg-type]
-
-
+_HULL: Final = Settings(kind="attention", task="hull", norm="instance", clip=_ATTENTION.clip)
 RECIPES: Final = {
     recipe.settings.task: recipe
     for recipe in (
-        _recipe(
-            "attention", "hull", lambda: AttentionModel(_ATTENTION), range(5, 51), norm="instance", clip=_ATTENTION.clip
+        Recipe(_HULL, lambda: AttentionModel(_ATTENTION), range(5, 51)),
+        Recipe(replace(_HULL, task="tour", needs_start=True), lambda: AttentionModel(_ATTENTION), range(5, 21)),
+        Recipe(Settings(kind="ptrnet", task="triangulation"), lambda: PtrNet(PtrNetConfig(dim=256)), range(5, 6)),
+        Recipe(
+            Settings(kind="set", task="permutation", num_process=_SET.num_process),
+            lambda: ReadProcessWrite(_SET),
+            range(5, 6),
         ),
-        _recipe(
-            "attention",
-            "tour",
-            lambda: AttentionModel(_ATTENTION),
-            range(5, 21),
-            norm="instance",
-            clip=_ATTENTION.clip,
-            needs_start=True,
-        ),
-        _recipe("ptrnet", "triangulation", lambda: PtrNet(PtrNetConfig(dim=256)), range(5, 6)),
-        _recipe("set", "permutation", lambda: ReadProcessWrite(SetConfig(dim=128)), range(5, 6), num_process=5),
     )
 }
 

@@ -4,13 +4,14 @@ Every field of `runtime.options.Options` has one line in the table below: its fl
 that of `Options`, its value is checked by `Options`. A command with a parameter `options: Options` gets all.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -18,6 +19,7 @@ from seqrt.errors import RequestError
 from seqrt.runtime.options import DYNAMIC, Options
 
 Command = Callable[..., None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True)
@@ -216,6 +218,18 @@ def check_drawing(flag: str, file: Path | None, endings: Sequence[str]) -> None:
     check_output(flag, file, endings)
     if file is not None and importlib.util.find_spec("matplotlib") is None:
         raise RequestError(f"{flag} needs matplotlib; run: pip install 'seqrt[plot]'")
+
+
+def in_order(numbered: Generator[tuple[int, T], None, None]) -> Iterator[tuple[int, T]]:
+    """What comes with numbers, in the order of the numbers, as soon as that can be; closes it at the end."""
+    waiting: dict[int, T] = {}
+    due = 0
+    with contextlib.closing(numbered):
+        for number, item in numbered:
+            waiting[number] = item
+            while due in waiting:
+                yield due, waiting.pop(due)
+                due += 1
 
 
 def _bias(text: str) -> tuple[int, float]:

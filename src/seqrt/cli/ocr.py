@@ -1,20 +1,19 @@
 """`seqrt ocr`: words in images."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from seqrt.cli.common import Backend, BundlePath, Json, Threads, command
+from seqrt.cli.common import Backend, BundlePath, Json, Threads, command, in_order
 from seqrt.cli.console import FAILURE, emit, note, progress
 from seqrt.cli.session import open_recognizer
 from seqrt.errors import RequestError
 
 if TYPE_CHECKING:
-    from seqrt.runtime.recognizer import Recognition, Recognizer
+    from seqrt.runtime.recognizer import Recognition
 
 _SUFFIXES: Final = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -52,8 +51,9 @@ def ocr(
     failed = 0
     # Lines on a terminal show how far it is by themselves.
     with progress("reading", len(files), hidden=not as_json and sys.stdout.isatty()) as advance:
-        for file, found in _in_order(recognizer, files, batch):
+        for number, found in in_order(recognizer.each(files, batch=batch)):
             advance()
+            file = files[number]
             items.append(_item(file, found))
             if isinstance(found, RequestError):
                 failed += 1
@@ -80,20 +80,6 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
             inside = []
         found += sorted(inside) or [path]
     return found
-
-
-def _in_order(
-    recognizer: "Recognizer", files: Sequence[Path], batch: int
-) -> Iterator[tuple[Path, "Recognition | RequestError"]]:
-    """What was read, in the order of the files, as soon as that can be."""
-    waiting: dict[int, Recognition | RequestError] = {}
-    due = 0
-    with closing(recognizer.each(files, batch=batch)) as items:
-        for number, found in items:
-            waiting[number] = found
-            while due in waiting:
-                yield files[due], waiting.pop(due)
-                due += 1
 
 
 def _item(file: Path, found: "Recognition | RequestError") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from click import get_current_context
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from seqrt.runtime.solver import Solver
 
 _BUILT_IN: Final = Path(__file__).with_name("prompts.jsonl")
+L = TypeVar("L", bound="Loaded")
 
 
 def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "Model":
@@ -31,8 +32,7 @@ def open_model(bundle: Path, backend: str, threads: int, *wanted: Options) -> "M
     """
     from seqrt.runtime.model import load
 
-    model = load(bundle, backend=backend, threads=threads)
-    _close_at_end(model)
+    model = _closed_at_end(load(bundle, backend=backend, threads=threads))
     for options in wanted:
         model.drafter(options)
     if wanted:
@@ -50,9 +50,7 @@ def open_recognizer(bundle: Path, backend: str, threads: int) -> "Recognizer":
     """
     from seqrt.runtime.recognizer import load
 
-    recognizer = load(bundle, backend=backend, threads=threads)
-    _close_at_end(recognizer)
-    return recognizer
+    return _closed_at_end(load(bundle, backend=backend, threads=threads))
 
 
 def open_solver(bundle: Path, backend: str, threads: int) -> "Solver":
@@ -65,15 +63,14 @@ def open_solver(bundle: Path, backend: str, threads: int) -> "Solver":
     """
     from seqrt.runtime.solver import load
 
-    solver = load(bundle, backend=backend, threads=threads)
-    _close_at_end(solver)
-    return solver
+    return _closed_at_end(load(bundle, backend=backend, threads=threads))
 
 
-def _close_at_end(loaded: "Loaded") -> None:
-    """Gives back memory of a GPU, and keeps kernels that were compiled for it, when the command ends."""
+def _closed_at_end(loaded: L) -> L:
+    """The same; when the command ends it gives back memory of a GPU, and keeps kernels that were compiled for it."""
     if (context := get_current_context(silent=True)) is not None:
         context.call_on_close(loaded.close)
+    return loaded
 
 
 def drafted(model: "Model", names: Sequence[str] | None, options: Options) -> list[Options]:

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from seqrt.cli.common import Backend, BundlePath, Json, Threads, check_drawing, command
+from seqrt.cli.common import Backend, BundlePath, Json, Threads, check_drawing, command, in_order
 from seqrt.cli.console import FAILURE, note, progress
 from seqrt.cli.session import open_solver
 from seqrt.errors import RequestError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _DRAWN: Final = 9
-Found = tuple[int, "Solution | RequestError"]
 
 
 @command("seqrt solve am-tsp20 --points cities.csv --beam 3 --plot tour.png")
@@ -83,7 +82,7 @@ def solve(
     drawn: list[tuple[Doubles, Solution]] = []
     # Lines on a terminal show how far it is by themselves.
     with progress("solving", None, hidden=not as_json and sys.stdout.isatty()) as advance, _items(as_json) as put:
-        for number, found in _in_order(solver.each(instances(), task=task, search=search, batch=batch)):
+        for number, found in in_order(solver.each(instances(), task=task, search=search, batch=batch)):
             advance()
             failed += isinstance(found, RequestError)
             put(found)
@@ -95,17 +94,6 @@ def solve(
         draw(drawn, task or solver.info.task, plot)
     if failed:
         raise typer.Exit(FAILURE)
-
-
-def _in_order(found: Iterable[Found]) -> Iterator[Found]:
-    """What was found, in the order of the instances, as soon as that can be."""
-    waiting: dict[int, Solution | RequestError] = {}
-    due = 0
-    for number, item in found:
-        waiting[number] = item
-        while due in waiting:
-            yield due, waiting.pop(due)
-            due += 1
 
 
 @contextmanager
