@@ -11,9 +11,10 @@ from typing import Final, Literal
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from seqrt.errors import ExportError
-from seqrt.exporter.passes import LOWERINGS, FoldRows, GatherHalves
+from seqrt.exporter.passes import LOWERINGS, ConstantShapes, FoldRows, GatherHalves, GatherRows
 from seqrt.runtime.bundle import weights_path
 
 Dtype = Literal["fp32", "fp16", "bf16"]
@@ -119,9 +120,9 @@ _SINCE: Final[Mapping[str, Mapping[Engine, tuple[int, int]]]] = {
 }
 _BASICS: Final = """
 Add And Cast Clip Concat ConstantOfShape Conv Cos Div Equal Erf Exp Expand Gather GatherElements GatherND Gelu Gemm
-GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log LogSoftmax MatMul Mul Neg Or Pad Pow Range ReduceMean
-ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose
-Unsqueeze Where
+GreaterOrEqual Identity LayerNormalization Less LessOrEqual Log LogSoftmax MatMul Max Mul Neg Or Pad Pow Range
+ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK
+Transpose Unsqueeze Where
 """
 _ALWAYS: Final = frozenset(_BASICS.split())
 _ENGINES: Final[Mapping[Engine, str]] = {"ort": "ONNX Runtime", "rtx": "TensorRT-RTX", "trt": "TensorRT"}
@@ -156,8 +157,11 @@ class Variant:
         """
         if self.target.is_native and self.dtype == "fp32":  # for CPUs; half precision is for GPUs
             FoldRows()(model)
+            GatherRows()(model)
         if not self.target.is_native:
             GatherHalves()(model)
+        ConstantShapes()(model)
+        RemoveUnusedNodesPass()(model)  # engines run what nobody reads
         for op_type in sorted({node.op_type for node in model.graph}):
             if not imports(self.target, op_type) and op_type in LOWERINGS:
                 LOWERINGS[op_type]()(model)

@@ -5,8 +5,8 @@
     g = attention of q over those h that are allowed                the glimpse, several heads
     p = softmax(10 tanh(g . key(h) / sqrt D))                       over those allowed
 
-All that does not depend on the step is computed once: both halves of the query become tables, with a row more for the
-start; the glimpse's output projection is folded into the keys.
+All that does not depend on the step is computed once, by one matrix: both halves of the query become tables, with a
+row more for the start, and the glimpse's output projection is part of the keys that it is compared with.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from seqrt.graphs.decoder import Linear
 from seqrt.graphs.pointing import FAR_BELOW, PointerModel, chosen, is_point, rows
 
 NormKind = Literal["batch", "instance", "layer"]
-TABLES: Final = ("first", "last", "key", "value", "pointer")  # what one product makes of the embeddings
+TABLES: Final = ("first", "last", "key", "value", "pointer")  # what one product makes of the embeddings, and the bias
 _EPSILON: Final = 1e-5
 
 
@@ -54,9 +54,10 @@ class Norm(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, inside: Tensor) -> Tensor:
-        """`[B, N, D]`, and float `[B, N, 1]`, 1 where there is a point."""
+        """`[B N, D]`, and float `[B, N, 1]`, 1 where there is a point."""
         if self.kind != "batch":
-            x = _standard(x.float(), inside.float(), self.kind).to(x.dtype)
+            points = x.reshape(*inside.shape[:2], -1)
+            x = _standard(points.float(), inside.float(), self.kind).to(x.dtype).flatten(0, 1)
         return x * self.scale + self.shift
 
 
@@ -73,7 +74,10 @@ def _standard(x: Tensor, inside: Tensor, kind: NormKind) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward layer; a norm after each."""
+    """Self-attention and a feed-forward layer; a norm after each.
+
+    Points of all instances are rows of one matrix: engines then add a bias, and the ReLU, within the product.
+    """
 
     def __init__(self, config: AttentionModelConfig) -> None:
         super().__init__()
@@ -86,11 +90,12 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = Norm(config.dim, config.norm), Norm(config.dim, config.norm)
 
     def forward(self, x: Tensor, inside: Tensor, mask: Tensor) -> Tensor:
-        """`[B, N, D]` to the same; `inside` as for `Norm`, `mask` `[B, 1, 1, N]` is added to the products."""
-        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        products = query @ key.transpose(2, 3) * (x.shape[2] // self.num_heads) ** -0.5
+        """`[B N, D]` to the same; `inside` as for `Norm`, `mask` `[B, 1, 1, N]` is added to the products."""
+        parts = split_heads(self.qkv(x).reshape(*inside.shape[:2], -1), 3 * self.num_heads)
+        query, key, value = parts.chunk(3, 1)
+        products = query @ key.transpose(2, 3) * (x.shape[1] // self.num_heads) ** -0.5
         weights = torch.softmax(products + mask, -1)
-        x = self.norm1(x + self.out(join_heads(weights @ value)), inside)
+        x = self.norm1(x + self.out(join_heads(weights @ value).flatten(0, 1)), inside)
         return self.norm2(x + self.fc2(torch.relu(self.fc1(x))), inside)  # type: ignore[no-any-return]
 
 
@@ -107,30 +112,27 @@ class AttentionModel(PointerModel):
         dim = config.dim
         self.embedding = Linear(config.input_dim, dim, bias=True)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
-        self.tables = Linear(dim, len(TABLES) * dim, bias=True)
+        self.tables = Linear(dim, len(TABLES) * dim + 1, bias=True)
         self.graph = Linear(dim, dim, bias=True)
-        self.start = nn.Parameter(torch.empty(2, dim).uniform_(-1, 1))
-        self.out = Linear(dim, dim, bias=True)
+        self.start = nn.Parameter(torch.randn(2, dim))  # in the tables of queries, for the slot that is no point
 
     def encode(self, points: Tensor, length: Tensor) -> tuple[Tensor, ...]:
         """As `PointerModel.encode`."""
         heads, dim = self.config.num_heads, self.config.dim
-        inside = is_point(length, points.shape[1])[..., None].to(points.dtype)
-        mask = (1 - inside[:, None, None, :, 0]) * FAR_BELOW
-        x = self.embedding(points)
+        is_inside = is_point(length, points.shape[1])
+        inside = is_inside[..., None].to(points.dtype)
+        mask = torch.where(is_inside, 0.0, FAR_BELOW).to(points.dtype)[:, None, None]
+        x = self.embedding(points.flatten(0, 1))
         for layer in self.layers:
             x = layer(x, inside, mask)
-        graph = self.graph((x * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True))
-        parts = self.tables(x).chunk(len(TABLES), -1)
-        first, last = (
-            _with(part, start @ weight)
-            for part, start, weight in zip(parts, self.start, self.tables.weight.chunk(len(TABLES), 1), strict=False)
-        )
-        key, value, pointer = (_with(part, torch.zeros_like(self.start[0])) for part in parts[2:])
+        embedded = x.reshape(*inside.shape[:2], dim)
+        graph = self.graph((inside / inside.sum(1, keepdim=True)).transpose(1, 2) @ embedded)
+        none = torch.nn.functional.pad(self.start.flatten(), (0, 3 * dim + 1))
+        tables = self.tables(x).reshape(*inside.shape[:2], -1)
+        tables = torch.cat([tables, none.expand(points.shape[0], 1, -1)], 1)
+        first, last, key, value, pointer, bias = torch.split(tables, [dim] * len(TABLES) + [1], -1)
         key, value = split_heads(key, heads).transpose(2, 3) * (dim // heads) ** -0.5, split_heads(value, heads)
-        scaled = pointer * dim**-0.5
-        pointer, bias = (scaled @ self.out.weight.T).transpose(1, 2), (scaled @ self.out.bias)[:, None]
-        return first, last + graph, key, value, pointer, bias
+        return first, last + graph, key, value, pointer.transpose(1, 2) * dim**-0.5, bias.transpose(1, 2)
 
     def begin(self, memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As `PointerModel.begin`."""
@@ -156,7 +158,7 @@ class AttentionModel(PointerModel):
         firsts, lasts, key, value, pointer, bias = memory
         none = firsts.shape[1] - 1
         first = torch.gather(state[0], 1, parent)
-        first = torch.where((previous == none) | (first == none), previous, first)
+        first = torch.where(torch.maximum(previous, first) == none, previous, first)  # at a start, or behind it
         query = split_heads(rows(firsts, first) + rows(lasts, previous), self.config.num_heads)
         products = torch.where(allowed[:, None], query @ key, FAR_BELOW)
         glimpse = join_heads(torch.softmax(products, -1) @ value)
@@ -171,8 +173,3 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """`[B, heads, rows, d]` to `[B, rows, heads d]`."""
     return x.transpose(1, 2).flatten(2)
-
-
-def _with(x: Tensor, row: Tensor) -> Tensor:
-    """One row more, for the slot that is no point: `[B, N, D]` and `[D]` to `[B, N + 1, D]`."""
-    return torch.cat([x, row.expand(x.shape[0], 1, -1)], 1)

@@ -12,8 +12,8 @@ _NEAR: Final = 1e-9  # of the square of the extent: an area that is none
 
 def tour_length(points: Doubles, order: npt.NDArray[np.int64]) -> Doubles:
     """Of closed tours: points `[N, 2]` in orders `[..., N]`."""
-    along = points[order]
-    return np.sqrt(((along - np.roll(along, -1, -2)) ** 2).sum(-1)).sum(-1)  # type: ignore[no-any-return]
+    sides = points[order] - points[order[..., np.arange(-1, order.shape[-1] - 1)]]
+    return np.sqrt((sides**2).sum(-1)).sum(-1)  # type: ignore[no-any-return]
 
 
 def area(corners: Doubles) -> float:

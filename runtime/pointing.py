@@ -77,21 +77,23 @@ class Pointer:
         scores = np.zeros(shape, np.float32)
         if choose is beam:
             scores[:, 1:] = -np.inf
-        said: list[tuple[Ints | None, Ints]] = []
-        for _ in range(rules.max_steps):
+        tokens = np.empty((rules.max_steps, *shape), np.int64)
+        chosen: list[Ints | None] = []  # parents of each output
+        for place in range(rules.max_steps):
             rules.allow(allowed)
             self._step.run()
             parent, token, scores = choose(log_probabilities, scores)
             rules.advance(parent, token)
-            said.append((parent, token))
-            if rules.finished.all():
+            tokens[place] = token
+            chosen.append(parent)
+            if rules.some_finished and rules.finished.all():
                 break
             for state, following in states:
                 state[:] = following
             previous[:] = token
             if parent is not None:
                 parents[:] = parent
-        return Answers(_traced(said), scores)
+        return Answers(_traced(tokens[: len(chosen)], chosen), scores)
 
     def _rest(self, name: str, known: int) -> tuple[int, ...]:
         """A tensor's shape behind its symbolic dimensions."""
@@ -99,20 +101,20 @@ class Pointer:
         return tuple(int(size) for size in infos[name].shape[known:])
 
 
-def _traced(said: list[tuple[Ints | None, Ints]]) -> Ints:
-    """Outputs of every row of the last step, followed back through its parents: `[B, K, outputs]`."""
-    tokens: list[Ints] = []
+def _traced(tokens: Ints, parents: list[Ints | None]) -> Ints:
+    """Outputs `[outputs, B, K]` of every row of the last step, followed back through its parents: `[B, K, outputs]`."""
     row: Ints | None = None
-    for parent, token in reversed(said):
-        tokens.append(token if row is None else np.take_along_axis(token, row, 1))
+    for token, parent in zip(tokens[::-1], parents[::-1], strict=True):
+        if row is not None:
+            token[:] = np.take_along_axis(token, row, 1)
         if parent is not None:
             row = parent if row is None else np.take_along_axis(parent, row, 1)
-    return np.stack(tokens[::-1], 2)
+    return tokens.transpose(1, 2, 0)
 
 
 def best(log_probabilities: Floats, scores: Floats) -> tuple[None, Ints, Floats]:
     """The most probable slot of each row."""
-    return None, log_probabilities.argmax(2), scores + log_probabilities.max(2)
+    return None, log_probabilities.argmax(2), scores + np.maximum.reduce(log_probabilities, 2)
 
 
 def sampled(generators: Sequence[np.random.Generator], temperature: float = 1.0) -> Choose:

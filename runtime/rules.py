@@ -26,10 +26,12 @@ class Rules:
 
     Attributes:
         finished: `[B, K]`, rows that have nothing left to say.
+        some_finished: whether there are any.
         starts: `[B, K]`, where each row has to begin, if it may not choose.
     """
 
     starts: Ints | None = None
+    some_finished = False  # asked for at every output: reducing `finished` takes longer than all the rest of a rule
 
     def __init__(self, length: Ints, rows: int, size: int, has_end: bool) -> None:
         self.length, self.size, self.has_end = length, size, has_end
@@ -52,7 +54,7 @@ class Rules:
             np.put_along_axis(out, self.starts[..., None], True, 2)
             return
         self._open(out)
-        if self.finished.any():
+        if self.some_finished:
             out[self.finished] = False
             out[..., self.size] |= self.finished
 
@@ -77,10 +79,20 @@ class Rules:
         """Updates what a subclass keeps of each row."""
 
     def _end(self, token: Ints) -> None:
+        """Notes which rows are finished."""
         if self.has_end:
-            self.finished |= token == self.size
-        elif self.count >= self._shortest:
-            self.finished |= (self.count >= self.length)[:, None]
+            self._finish(token == self.size)
+        else:
+            self._finish_full()
+
+    def _finish(self, rows: Bools) -> None:
+        self.finished |= rows
+        self.some_finished = bool(self.finished.any())
+
+    def _finish_full(self) -> None:
+        """Rows that pointed as often as there are points."""
+        if self.count >= self._shortest:
+            self._finish((self.count >= self.length)[:, None])
 
 
 class Permutation(Rules):
@@ -106,8 +118,7 @@ class Permutation(Rules):
         self._free.reshape(-1)[self._begins + token.ravel()] = False
 
     def _end(self, token: Ints) -> None:
-        if self.count >= self._shortest:
-            self.finished |= (self.count >= self.length)[:, None]
+        self._finish_full()
 
 
 class Hull(Permutation):
@@ -138,9 +149,8 @@ class Hull(Permutation):
             self._first = token.copy()
 
     def _end(self, token: Ints) -> None:
-        self.finished |= token == self.size
-        if self.count > 1:
-            self.finished |= token == self._first
+        is_end = token == self.size
+        self._finish(is_end | (token == self._first) if self.count > 1 else is_end)
 
 
 class Triangulation(Rules):
@@ -193,7 +203,7 @@ class Triangulation(Rules):
             self._last = self._now.copy()
 
     def _end(self, token: Ints) -> None:
-        self.finished |= token == self.size
+        self._finish(token == self.size)
 
 
 RULES: Final = {

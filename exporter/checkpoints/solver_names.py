@@ -159,16 +159,23 @@ def _fold_norm(own: State, norm: str, dim: int) -> None:
 
 
 def _join_tables(state: State, dim: int) -> None:
-    """Whatever is made of the embeddings becomes one matrix."""
-    if missing := [name for name in TABLES if f"{name}.weight" not in state]:
+    """Whatever is made of the embeddings becomes one matrix, with the glimpse's output projection in it."""
+    if missing := [name for name in (*TABLES, "out") if f"{name}.weight" not in state]:
         raise CheckpointError(f"the matrix of {missing[0]} is missing: it is not whole")
-    weights = [state.pop(f"{name}.weight") for name in TABLES]
-    for name, weight in zip(TABLES, weights, strict=True):
+    weights = {name: state.pop(f"{name}.weight") for name in (*TABLES, "out")}
+    biases = {name: state.pop(f"{name}.bias", torch.zeros(dim)) for name in weights}
+    for name, weight in weights.items():
         if weight.shape != (dim, dim):
-            shape = list(weight.shape)
+            shape = list(weight.shape)[::-1]  # as the file has it
             raise CheckpointError(f"the matrix of {name} is {shape}, expected {[dim, dim]}; take another checkpoint")
-    state["tables.weight"] = torch.cat(weights, 1)
-    state["tables.bias"] = torch.cat([state.pop(f"{name}.bias", torch.zeros(dim)) for name in TABLES])
+    # (g O + o) . (h P + p) / sqrt D  =  g . (h P O' + p O') / sqrt D  +  (h P o + p o) / sqrt D
+    out, pointer = weights.pop("out"), weights["pointer"]
+    bias = biases.pop("out") * dim**-0.5
+    weights["bias"], biases["bias"] = (pointer @ bias)[:, None], (biases["pointer"] @ bias)[None]
+    weights["pointer"], biases["pointer"] = pointer @ out.T, biases["pointer"] @ out.T
+    state["tables.weight"], state["tables.bias"] = torch.cat([*weights.values()], 1), torch.cat([*biases.values()])
+    queries = (weights["first"], weights["last"])
+    state["start"] = torch.stack([row @ weight for row, weight in zip(state["start"], queries, strict=True)])
 
 
 def _divide(state: State, name: str, parts: tuple[str, ...], axis: int) -> None:

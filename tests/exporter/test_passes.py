@@ -15,9 +15,11 @@ from onnx_ir.passes import PostconditionError, PreconditionError
 
 from seqrt.exporter.passes import (
     LOWERINGS,
+    ConstantShapes,
     ExpandSwish,
     FoldRows,
     GatherHalves,
+    GatherRows,
     Lowering,
     PrimitiveAttention,
     PrimitiveNorm,
@@ -35,7 +37,7 @@ Pair = tuple[ort.InferenceSession, ort.InferenceSession]
 HEADER = '<ir_version: 11, opset_import: ["" : 24]>'
 SEEDS = st.integers(0, 2**32 - 1)
 HEADS = [(4, 2, 16), (9, 3, 64), (2, 2, 8), (3, 1, 20)]  # of queries, of keys, width
-PASSES: list[type[Lowering]] = [*LOWERINGS.values(), FoldRows, GatherHalves]
+PASSES: list[type[Lowering]] = [*LOWERINGS.values(), FoldRows, GatherHalves, GatherRows, ConstantShapes]
 
 
 def model(text: str) -> ir.Model:
@@ -240,6 +242,69 @@ def test_halves(axis: str, rows: int) -> None:
     lowered = model(text)
     GatherHalves()(lowered)
     assert kinds(lowered) == ["Reshape", "Gather", "Gather", "Swish", "Mul"]
+
+
+ROWS = """g (float[B, 5, 6] table, int64[B, K] place) => (float[B, K, 6] y)
+<int64[1] last = {-1}, int64[3] wide = {1, 1, 6}> {
+    column = Unsqueeze(place, last)
+    repeated = Expand(column, wide)
+    y = GatherElements<axis = 1>(table, repeated)
+}"""
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (3, 2), (2, 7)])
+def test_gather_rows(batch: int, rows: int) -> None:
+    generator = np.random.default_rng(rows)
+    feeds: dict[str, Array] = {
+        "table": generator.standard_normal((batch, 5, 6)).astype(np.float32),
+        "place": generator.integers(0, 5, (batch, rows)),
+    }
+    assert_same(pair(GatherRows, ROWS), feeds, tolerance=0)
+    lowered = model(ROWS)
+    GatherRows()(lowered)
+    assert "GatherND" in kinds(lowered)
+    assert "GatherElements" not in kinds(lowered)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[2, 5, 6] x, int64[2, 3, 6] i) => (float[2, 3, 6] y) { y = GatherElements<axis = 1>(x, i) }",
+        "g (float[5, 6] x, int64[2, 6] i) => (float[2, 6] y) { y = GatherElements(x, i) }",
+        ROWS.replace("axis = 1", "axis = 2").replace("wide = {1, 1, 6}", "wide = {1, 1, 1}"),
+    ],
+)
+def test_gathers_that_are_left(text: str) -> None:
+    made = model(text)
+    before = kinds(made)
+    GatherRows()(made)
+    assert kinds(made) == before
+
+
+RESHAPE = """g (float[B, K, 6] x) => (float[B, K, 2, 3] y) <int64[2] rest = {2, 3}> {
+    both = Shape<end = 2>(x)
+    shape = Concat<axis = 0>(both, rest)
+    y = Reshape<allowzero = 1>(x, shape)
+}"""
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6), (3, 2, 6), (0, 2, 6)])
+def test_constant_shapes(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    assert_same(pair(ConstantShapes, RESHAPE), {"x": x}, tolerance=0)
+    lowered = model(RESHAPE)
+    ConstantShapes()(lowered)
+    assert lowered.graph[-1].inputs[1].producer() is None  # type: ignore[union-attr]
+
+
+def test_shapes_that_are_left() -> None:
+    """A dimension that moves is no zero."""
+    made = model(
+        "g (float[B, 6, K] x) => (float[6, B, K] y) <int64[1] six = {6}> {"
+        "b = Shape<end = 1>(x) k = Shape<start = 2>(x) shape = Concat<axis = 0>(six, b, k) y = Reshape(x, shape) }"
+    )
+    ConstantShapes()(made)
+    assert made.graph[-1].inputs[1].producer() is not None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -254,12 +254,12 @@ def deeper(folder: Path) -> Path:
         (written("a.pt", b"nothing"), {}, CheckpointError, "is damaged or no torch file"),
         (damaged(lambda state: state.pop("W_placeholder")), {}, None, ""),  # a POMO that embeds as Kool's
         (damaged(lambda state: state.pop("init_embed.bias")), {}, None, ""),  # biases may be left out
-        (damaged(lambda state: state.pop("project_out.weight")), {}, CheckpointError, "out.weight [32, 32] is missing"),
+        (damaged(lambda state: state.pop("project_out.weight")), {}, CheckpointError, "the matrix of out is missing"),
         (
             damaged(lambda state: state.update({"project_out.weight": torch.zeros(32, 31)})),
             {},
             CheckpointError,
-            "project_out.weight is [32, 31], expected [32, 32]",
+            "the matrix of out is [32, 31], expected [32, 32]",
         ),
         (
             damaged(lambda state: state.update({"project_more.weight": torch.zeros(2, 2)})),
