@@ -136,12 +136,16 @@ def _opened(pil: Any, source: "Source", stack: ExitStack) -> "tuple[str, Image]"
     if isinstance(source, (str, Path, bytes)):
         where = "the image" if isinstance(source, bytes) else str(source)
         try:
+            if not isinstance(source, bytes) and Path(source).is_fifo():
+                raise RequestError(f"{where} is a pipe, which nobody can go back in; give a file")
             file: IO[bytes] = stack.enter_context(
                 BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")  # noqa: SIM115
             )
             opened = pil.Image.open(file)
+        except RequestError:
+            raise
         except IsADirectoryError as error:
-            raise RequestError(f"{where} is a folder with no image in it; give images") from error
+            raise RequestError(f"{where} is a folder; give images, or to seqrt ocr a folder with some") from error
         except pil.UnidentifiedImageError as error:
             raise RequestError(f"{where} is no image that Pillow knows; give a PNG, JPEG, WebP or the like") from error
         except pil.Image.DecompressionBombError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-from seqrt.errors import RequestError
+from seqrt.errors import EngineError, RequestError
 from seqrt.runtime.backends import Engines, open_engines
 from seqrt.runtime.bundle import Bundle, open_bundle, read_manifest
 from seqrt.runtime.probe import Probe
@@ -54,6 +54,7 @@ class Loaded:
 
     def __init__(self, bundle: Bundle, engines: Engines) -> None:
         self.bundle, self.engines, self.load_seconds = bundle, engines, 0.0
+        self._is_closed = False
 
     def __enter__(self: Self) -> Self:
         return self
@@ -63,7 +64,13 @@ class Loaded:
 
     def close(self) -> None:
         """Gives back what the engines hold, memory of a GPU above all; it cannot be used any more."""
+        self._is_closed = True
         self.engines.close()
+
+    def require_open(self) -> None:
+        """Raises an EngineError if it was closed."""
+        if self._is_closed:
+            raise EngineError(f"{self.bundle.path} was closed; load it again")
 
     @property
     def backend(self) -> str:

@@ -156,6 +156,7 @@ class Model(Loaded):
         Raises:
             RequestError: fewer than two tokens, or more than the capacity.
         """
+        self.require_open()
         tokens = self.encode(text) if isinstance(text, str) else list(text)
         self._check_prompt(tokens)
         if len(tokens) < 2:
@@ -235,6 +236,7 @@ class Model(Loaded):
         return ids
 
     def _start(self, prompt: list[int], options: Options) -> Stream:
+        self.require_open()
         self._check_prompt(prompt)
         self._check_ids(options.stop_ids, "--stop-ids is")
         info = self._info

@@ -104,6 +104,7 @@ class Recognizer(Loaded):
         Raises:
             RequestError: the batch is out of range.
         """
+        self.require_open()
         most = max(self.engines[self.info.roles[0]].buckets, default=MOST_BATCH)
         if not 1 <= batch <= most:
             raise RequestError(f"--batch is {batch}; give 1 to {most}")

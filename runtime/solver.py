@@ -120,6 +120,7 @@ class Solver(Loaded):
         Raises:
             RequestError: an option is out of range.
         """
+        self.require_open()
         task = task or self.info.task
         if (why := self.info.lacks(task)) is not None:
             raise RequestError(f"--task {task} {why}")

@@ -16,6 +16,7 @@ from seqrt.exporter.checkpoints.hf_config import decoder_config, read_config
 from seqrt.exporter.checkpoints.naming import canonical_shapes, source_name
 from seqrt.exporter.checkpoints.reading import FLOAT_TYPES, Safetensors, read_json
 from seqrt.graphs.config import DecoderConfig
+from seqrt.runtime.bundle import MANIFEST
 
 _LLAMA: Final = {
     "embed": "model.embed_tokens",
@@ -131,6 +132,8 @@ def open_huggingface(directory: Path) -> HuggingFaceCheckpoint:
     """
     if not (directory / "config.json").exists():
         gguf = sorted(file.name for file in directory.glob("*.gguf"))
+        if (directory / MANIFEST).exists():
+            raise CheckpointError(f"{directory} is a bundle, exported already; run it, or pass what it was made of")
         advice = f"pass {directory / gguf[0]} itself" if gguf else "pass a directory with a Hugging Face model"
         raise CheckpointError(f"{directory} has no config.json; {advice}")
     model_type, hf_config = read_config(directory)

@@ -1,6 +1,8 @@
 """Plain files of a checkpoint directory: JSON objects and safetensors, whole or in shards."""
 
 import json
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,12 +136,16 @@ def read_torch(file: Path, *inside: str) -> dict[str, torch.Tensor]:
         CheckpointError: it is damaged, or holds anything but tensors.
     """
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        is_archive = zipfile.is_zipfile(file)  # torch maps nothing else
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     except PermissionError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}; give a readable file") from error
     except Exception as error:  # whatever a damaged pickle raises
+        why = one_line(error).partition(". ")[0]
         raise CheckpointError(
-            f"{file} is damaged or holds more than tensors ({one_line(error)}); convert it to safetensors"
+            f"{file} is damaged, or holds more than tensors ({why}); download it again, or convert it to safetensors"
         ) from error
     for key in inside:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):

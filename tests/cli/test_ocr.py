@@ -69,7 +69,7 @@ def test_a_bad_file_among_good_ones(
     assert [words[0] in line for line in shown.out.splitlines()] == [True]
     told = shown.err.splitlines()
     assert told[0].startswith(f"seqrt: error: {bad} is no image")
-    assert told[1] == f"seqrt: error: {tmp_path / 'none'} is a folder with no image in it; give images"
+    assert told[1] == f"seqrt: error: {tmp_path / 'none'} is a folder; give images, or to seqrt ocr a folder with some"
     assert "File name too long" in told[2]
 
 

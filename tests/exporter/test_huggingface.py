@@ -415,6 +415,10 @@ def test_sources_that_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
         open_checkpoint(tmp_path / "model.onnx")
     with pytest.raises(CheckpointError, match=r"has no config.json; pass a directory with a Hugging Face model"):
         open_checkpoint(tmp_path)
+    (tmp_path / "seqrt.json").touch()
+    with pytest.raises(CheckpointError, match=r"is a bundle, exported already"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "seqrt.json").unlink()
     (tmp_path / "tiny.gguf").touch()
     with pytest.raises(CheckpointError, match=r"has no config.json; pass .*tiny.gguf itself"):
         open_checkpoint(tmp_path)

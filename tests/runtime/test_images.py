@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -177,7 +178,7 @@ def bomb(width: int, height: int) -> bytes:
         (np.zeros((4, 4, 4), np.uint8), r"an array uint8 \[4, 4, 4\]; give uint8 \[H, W\] or \[H, W, 3\]"),
         (np.zeros((4, 4)), "an array float64"),
         (Path("missing.png"), "missing.png cannot be read: No such file"),
-        (Path(__file__).parent, "is a folder with no image in it"),
+        (Path(__file__).parent, "is a folder; give images"),
         (saved(two_colours(), "EPS"), "the image is EPS, which a program draws"),
         (None, "the image is a NoneType; give a path"),
         (io.BytesIO(), "the image is a BytesIO"),
@@ -188,6 +189,12 @@ def test_what_cannot_be_read_is_said_in_a_line(source: Any, message: str) -> Non
     with pytest.raises(RequestError, match=message) as error:
         read_image(source)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RequestError, match="pipe is a pipe"):
+        read_image(tmp_path / "pipe")
 
 
 def test_sizes_go_by_the_ratio() -> None:

@@ -130,6 +130,10 @@ def test_a_model_that_sorts_is_measured_as_right(tmp_path: Path, capsys: pytest.
     rows = json.loads(capsys.readouterr().out)
     assert [row["search"] for row in rows] == ["greedy", "beam 2"]
     assert all(0 <= row["accuracy"] < 0.9 and row["instances"] == 8 and row["area"] is None for row in rows)
+    for line, message in (("0.1 0.2 0.3", "has no labels"), ("0.1 x", "line 1 holds no numbers")):
+        file.write_text(line + "\n")
+        with pytest.raises(SystemExit, match=message):
+            measure.main([str(bundle), str(file)])
 
 
 def test_figures_of_hulls_tours_and_triangles() -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from seqrt.errors import RequestError
 from seqrt.runtime.geometry import area, tour_length
 from seqrt.runtime.points import Instance, read_points
 from seqrt.runtime.solution import Solution
@@ -68,9 +69,17 @@ def quality(task: str, instances: Sequence[Instance], found: Sequence[Solution])
     return Quality(**common, accuracy=same)  # type: ignore[arg-type]
 
 
+def _labelled(item: Instance | RequestError) -> Instance:
+    if isinstance(item, RequestError):
+        raise SystemExit(str(item))
+    if item.labels is None:
+        raise SystemExit("an instance has no labels; write them with tools.pointer.data")
+    return item
+
+
 def _order(task: str, item: Instance) -> Ints:
     """Labels as places from 0, without what closes."""
-    assert item.labels is not None, "an instance has no labels; write them with tools.pointer.data"
+    assert item.labels is not None
     order = item.labels - 1
     return order[:-1] if task in ("tour", "hull") and order[0] == order[-1] else order
 
@@ -92,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, object]] = []
     with load(arguments.bundle) as solver:
         for file in arguments.files:
-            given = list(islice(read_points(file, solver.info.input_dim), arguments.count))
-            instances = [item for item in given if isinstance(item, Instance)]
+            instances = list(map(_labelled, islice(read_points(file, solver.info.input_dim), arguments.count)))
             for name, search in (("greedy", Search()), (f"beam {arguments.beam}", Search(beam=arguments.beam))):
                 found = solver.solve([item.points for item in instances], search=search)
                 rows.append({"file": file.stem, "search": name, **asdict(quality(solver.info.task, instances, found))})
