@@ -10,7 +10,6 @@ stopped goes on from DIR/state.pt.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,17 +18,14 @@ from safetensors.torch import load_file
 from tools.ocr.data import Batches, add_sources, fixed, read, renderers, scaled
 from tools.ocr.model import SHAPES, save
 from tools.ocr.render import Renderer
-from tools.train.optimise import Optimisation
+from tools.train.averaged import Averaged
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from seqrt.graphs.cppd import Cppd, CppdConfig
 
-_DECAY = 0.995  # of the mean of the weights
 _CLIP = 5.0
-_SHOWN = 20  # steps between the losses that are shown
+_WARM_UP = 0.015
 _HELD_OUT = 1000
 _DECIDES = ("shape", "batch", "learning_rate", "seed", "lengthen", "start")  # options that the result depends on
 
@@ -41,34 +37,26 @@ def train(renderer: Renderer, held_out: Renderer, arguments: argparse.Namespace)
     model, hints = Cppd(config), Hints(config)
     if arguments.start is not None:
         begin(model, load_file(arguments.start))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))  # type: ignore[no-untyped-call]
-    mean: Cppd = average.module  # type: ignore[assignment]
-    both = torch.nn.ModuleDict({"model": model, "average": average, "hints": hints}).to(device)
-    for parameter in average.parameters():
-        parameter.requires_grad_(False)
+    for module in (model, hints):
+        module.to(device)
     made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in _DECIDES)
-    run = Optimisation(both, arguments.steps, arguments.learning_rate, 0.015, arguments.work / "state.pt", made_with)
+    file = arguments.work / "state.pt"
+    run = Averaged(model, {"hints": hints}, arguments.steps, arguments.learning_rate, _WARM_UP, _CLIP, file, made_with)
     images, words = fixed(held_out, _HELD_OUT, config)
     batches = iter(Batches(renderer, config, arguments.batch, arguments.seed, run.step, arguments.lengthen).loader())
-    with tqdm(total=arguments.steps, initial=run.step, desc="train", unit="step", mininterval=5) as bar:
-        while run.step < arguments.steps:
-            image, label = (part.to(device) for part in next(batches))
-            model.train()
-            with torch.autocast(device.type, torch.bfloat16):
-                visual = model.encoder(scaled(image))
-                losses = model.loss(visual, label) | hints(visual, label)
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-            run.update()
-            average.update_parameters(model)
-            bar.update()
-            if run.step % _SHOWN == 0:
-                bar.set_postfix({name: f"{float(loss.detach()):.3f}" for name, loss in losses.items()})
-            if run.step % arguments.every == 0 or run.step == arguments.steps:
-                run.save()
-                save(mean, arguments.work)
-                told = f"step {run.step}: {right(mean, images.to(device), words):.1%} of held-out words read"
-                tqdm.write(told, file=sys.stderr)
+
+    def losses() -> dict[str, Tensor]:
+        image, label = (part.to(device) for part in next(batches))
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16):
+            visual = model.encoder(scaled(image))
+            return model.loss(visual, label) | hints(visual, label)  # type: ignore[no-any-return]
+
+    def report() -> str:
+        save(run.mean, arguments.work)
+        return f"{right(run.mean, images.to(device), words):.1%} of held-out words read"
+
+    run.finish(losses, arguments.every, report)
 
 
 def begin(model: Cppd, weights: Mapping[str, Tensor]) -> None:

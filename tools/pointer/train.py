@@ -9,7 +9,6 @@ steps, as `seqrt export` reads it. A run that is stopped goes on from DIR/state.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,14 @@ import numpy as np
 import torch
 from tools.pointer.data import make
 from tools.pointer.model import RECIPES, save
-from tools.train.optimise import Optimisation
+from tools.train.averaged import Averaged
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from seqrt.graphs.pointing import PointerModel
 from seqrt.runtime.rules import RULES, Bools, Ints
 
-_DECAY: Final = 0.995  # of the mean of the weights
 _CLIP: Final = 1.0
+_WARM_UP: Final = 0.02
 _HELD_OUT: Final = 512
 _DECIDES: Final = ("task", "batch", "learning_rate", "seed")  # options that the result depends on
 
@@ -118,30 +115,22 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     recipe = RECIPES[arguments.task]
     model = recipe.make()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))  # type: ignore[no-untyped-call]
-    mean: PointerModel = average.module  # type: ignore[assignment]
-    both = torch.nn.ModuleDict({"model": model, "average": average})
-    for parameter in average.parameters():
-        parameter.requires_grad_(False)
     made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in _DECIDES)
-    run = Optimisation(both, arguments.steps, arguments.learning_rate, 0.02, arguments.work / "state.pt", made_with)
+    file = arguments.work / "state.pt"
+    run = Averaged(model, {}, arguments.steps, arguments.learning_rate, _WARM_UP, _CLIP, file, made_with)
     held_out = Lessons(arguments.task, model.has_end, _HELD_OUT, arguments.seed + 1).lesson(0)
     batches = iter(Lessons(arguments.task, model.has_end, arguments.batch, arguments.seed, run.step).loader())
-    with tqdm(total=arguments.steps, initial=run.step, desc="train", unit="step", mininterval=5) as bar:
-        while run.step < arguments.steps:
-            lesson = next(batches)
-            loss = losses(model, lesson).sum() / (lesson.labels >= 0).sum()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-            run.update()
-            average.update_parameters(model)
-            bar.update()
-            if run.step % arguments.every == 0 or run.step == arguments.steps:
-                run.save()
-                save(mean, recipe.settings, arguments.work)
-                with torch.no_grad():
-                    each = losses(mean, held_out).sum(1)
-                tqdm.write(f"step {run.step}: {float(each.mean()):.4f} nats an answer", file=sys.stderr)
+
+    def loss() -> dict[str, Tensor]:
+        lesson = next(batches)
+        return {"nats": losses(model, lesson).sum() / (lesson.labels >= 0).sum()}
+
+    def report() -> str:
+        save(run.mean, recipe.settings, arguments.work)
+        with torch.no_grad():
+            return f"{float(losses(run.mean, held_out).sum(1).mean()):.4f} nats an answer"
+
+    run.finish(loss, arguments.every, report)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
