@@ -60,7 +60,7 @@ def test_files_of_instances(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", list(RECIPES))
 def test_lessons_keep_to_the_rules(task: str) -> None:
     has_end = RECIPES[task].make().has_end
-    lesson = Lessons(task, has_end, 4, 0).lesson(1)
+    lesson = Lessons(task, task, has_end, 4, 0).lesson(1)
     for points, labels, allowed in zip(lesson.points, lesson.labels, lesson.allowed, strict=True):
         said = labels[labels >= 0]
         assert allowed[torch.arange(len(said)), said].all()
@@ -74,7 +74,7 @@ def test_training_follows_what_decoding_says(task: str) -> None:
     """The log-probability of an answer, all outputs at once, is that of its steps one by one."""
     torch.manual_seed(0)
     model = RECIPES[task].make()
-    lesson = Lessons(task, model.has_end, 3, 0).lesson(0)
+    lesson = Lessons(task, task, model.has_end, 3, 0).lesson(0)
     length = torch.full((3,), lesson.points.shape[1])
     labels = lesson.labels.clamp(min=0)
     with torch.no_grad():

@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--beam", type=int, default=3)
+    parser.add_argument("--task", choices=("none",), help="answer without the rules of the bundle's task")
     parser.add_argument("--count", type=int, default=1000, help="instances of a file, at most")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for file in arguments.files:
             instances = list(map(_labelled, islice(read_points(file, solver.info.input_dim), arguments.count)))
             for name, search in (("greedy", Search()), (f"beam {arguments.beam}", Search(beam=arguments.beam))):
-                found = solver.solve([item.points for item in instances], search=search)
+                found = solver.solve([item.points for item in instances], task=arguments.task, search=search)
                 rows.append({"file": file.stem, "search": name, **asdict(quality(solver.info.task, instances, found))})
     if arguments.json:
         print(json.dumps(rows, indent=2))

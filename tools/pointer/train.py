@@ -27,7 +27,7 @@ from seqrt.runtime.rules import RULES, Bools, Ints
 _CLIP: Final = 1.0
 _WARM_UP: Final = 0.02
 _HELD_OUT: Final = 512
-_DECIDES: Final = ("task", "batch", "learning_rate", "seed")  # options that the result depends on
+_DECIDES: Final = ("task", "rules", "batch", "learning_rate", "seed")  # options that the result depends on
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,19 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Lessons(torch.utils.data.IterableDataset[Lesson]):
-    """Lessons from number `first` on, without end; instance i of lesson s is drawn from seed, s and i."""
+    """Lessons from number `first` on, without end; instance i of lesson s is drawn from seed, s and i.
+
+    Attributes:
+        task: what is to be learnt.
+        rules: the task whose rules say what is allowed: the same, or "none".
+        has_end: whether the model says where an answer ends.
+        size: instances of a lesson.
+        seed: of all of them.
+        first: number of the first lesson.
+    """
 
     task: str
+    rules: str
     has_end: bool
     size: int
     seed: int
@@ -70,7 +80,7 @@ class Lessons(torch.utils.data.IterableDataset[Lesson]):
         labels = np.full((self.size, max(map(len, answers))), -1)
         for row, answer in zip(labels, answers, strict=True):
             row[: len(answer)] = answer
-        allowed = allowed_along(self.task, labels, count, self.has_end)
+        allowed = allowed_along(self.rules, labels, count, self.has_end)
         points = np.stack([item.points for item in made]).astype(np.float32)
         return Lesson(torch.from_numpy(points), torch.from_numpy(labels), torch.from_numpy(allowed))
 
@@ -113,13 +123,14 @@ def losses(model: PointerModel, lesson: Lesson) -> Tensor:
 def train(arguments: argparse.Namespace) -> None:
     """Trains, and writes the model every `--every` steps and at the end."""
     torch.manual_seed(arguments.seed)
-    recipe = RECIPES[arguments.task]
+    recipe, rules = RECIPES[arguments.task], arguments.rules or arguments.task
     model = recipe.make()
     made_with = ", ".join(f"{name} {getattr(arguments, name)}" for name in _DECIDES)
     file = arguments.work / "state.pt"
     run = Averaged(model, {}, arguments.steps, arguments.learning_rate, _WARM_UP, _CLIP, file, made_with)
-    held_out = Lessons(arguments.task, model.has_end, _HELD_OUT, arguments.seed + 1).lesson(0)
-    batches = iter(Lessons(arguments.task, model.has_end, arguments.batch, arguments.seed, run.step).loader())
+    held_out = Lessons(arguments.task, rules, model.has_end, _HELD_OUT, arguments.seed + 1).lesson(0)
+    lessons = Lessons(arguments.task, rules, model.has_end, arguments.batch, arguments.seed, run.step)
+    batches = iter(lessons.loader())
 
     def loss() -> dict[str, Tensor]:
         lesson = next(batches)
@@ -137,6 +148,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=tuple(RECIPES))
+    parser.add_argument(
+        "--rules",
+        choices=("none",),
+        help="learn without the rules of the task, as the papers do; then solve and measure with --task none",
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of the model and of what a stopped run needs")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=128)
