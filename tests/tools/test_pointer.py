@@ -67,6 +67,10 @@ def test_lessons_keep_to_the_rules(task: str) -> None:
         assert allowed.shape[1] == len(points) + 1
     again = allowed_along(task, lesson.labels.numpy(), lesson.points.shape[1], has_end)
     assert np.array_equal(again, lesson.allowed.numpy())
+    assert not again[:, 1, :-1].all()
+    free = Lessons(task, "none", has_end, 4, 0).lesson(1)
+    assert torch.equal(free.labels, lesson.labels)
+    assert free.allowed[:, 1, :-1].all()
 
 
 @pytest.mark.parametrize("task", list(RECIPES))
