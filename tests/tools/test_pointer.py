@@ -144,11 +144,12 @@ def test_figures_of_hulls_tours_and_triangles() -> None:
     from seqrt.runtime.solution import Solution
 
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1], [0.5, 0.4]])
-    hulls = [Instance(square, np.array([1, 2, 3, 4, 1]))] * 2
-    found = [Solution([2, 3, 0, 1], 1.0, True, 0.0), Solution([0, 1, 2], 0.5, False, 0.0)]
+    hulls = [Instance(square, np.array([1, 2, 3, 4, 1]))] * 4
+    orders = [[2, 3, 0, 1], [0, 1, 2], [0, 2, 1, 3], [0, 4, 1, 2, 3]]  # right, a part, crossed, with a dent
+    found = [Solution(order, 0.0, order == orders[0], 0.0) for order in orders]
     quality = measure.quality("hull", hulls, found)
-    assert (quality.accuracy, quality.valid) == (0.5, 0.5)
-    assert quality.area == pytest.approx(0.75)
+    assert (quality.accuracy, quality.valid, quality.simple) == (0.25, 0.25, 0.75)
+    assert quality.area == pytest.approx((1 + 0.5 + 0.8) / 3)
     tours = [Instance(square[:4], np.array([1, 2, 3, 4, 1]))] * 2
     lengths = [Solution([0, 1, 2, 3], 4.0, True, 0.0), Solution([0, 2, 1, 3], 2 + 2 * 2**0.5, True, 0.0)]
     quality = measure.quality("tour", tours, lengths)

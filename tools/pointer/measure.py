@@ -3,8 +3,9 @@
     python -m tools.pointer.measure BUNDLE hull50.txt hull10.txt [--beam 3] [--count 1000] [--json]
 
 Files are those of `python -m tools.pointer.data`, or the released ones of pointer networks. Reported are, in terms of
-arXiv 1506.03134: the share of right answers (the same polygon, triangles or order); the area of hulls to the true one;
-the share of true triangles that were found; the mean length of tours to that of the labels.
+arXiv 1506.03134: the share of right answers (the same polygon, triangles or order); of hulls, the share of simple
+polygons, and their area to the true one; the share of true triangles that were found; the mean length of tours, and
+what it is above that of the labels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seqrt.errors import RequestError
-from seqrt.runtime.geometry import area, tour_length
+from seqrt.runtime.geometry import Doubles, area, tour_length
 from seqrt.runtime.points import Instance, read_points
 from seqrt.runtime.solution import Solution
 from seqrt.runtime.solver import Search, load
@@ -38,6 +39,7 @@ class Quality:
     instances: int
     accuracy: float
     valid: float
+    simple: float | None = None
     area: float | None = None
     coverage: float | None = None
     length: float | None = None
@@ -57,8 +59,13 @@ def quality(task: str, instances: Sequence[Instance], found: Sequence[Solution])
         return Quality(**common, accuracy=same, length=fmean(ours), gap=fmean(ours) / fmean(best) - 1)  # type: ignore[arg-type]
     if task == "hull":
         same = fmean(_cycle(np.array(answer.order)) == _cycle(order) for _, order, answer in pairs)
-        shares = [abs(area(where[answer.order])) / abs(area(where[order])) for where, order, answer in pairs]
-        return Quality(**common, accuracy=same, area=fmean(shares))  # type: ignore[arg-type]
+        shares = [
+            abs(area(where[answer.order])) / abs(area(where[order]))
+            for where, order, answer in pairs
+            if is_simple(where[answer.order])
+        ]
+        simple = len(shares) / len(pairs)
+        return Quality(**common, accuracy=same, simple=simple, area=fmean(shares or [0.0]))  # type: ignore[arg-type]
     if task == "triangulation":
         true = [{tuple(sorted(three)) for three in order.reshape(-1, 3).tolist()} for order in labels]
         said = [{tuple(sorted(three)) for three in answer.order} for answer in found]  # type: ignore[arg-type]
@@ -67,6 +74,15 @@ def quality(task: str, instances: Sequence[Instance], found: Sequence[Solution])
         return Quality(**common, accuracy=same, coverage=cover)  # type: ignore[arg-type]
     same = fmean(answer.order == order.tolist() for _, order, answer in pairs)
     return Quality(**common, accuracy=same)  # type: ignore[arg-type]
+
+
+def is_simple(corners: Doubles) -> bool:
+    """Whether no two sides of a polygon `[n, 2]` cross."""
+    sides = np.roll(corners, -1, 0) - corners
+    away = corners - corners[:, None]
+    on = np.sign(sides[:, None, 0] * away[..., 1] - sides[:, None, 1] * away[..., 0])  # side i, corner j: left or right
+    parted = on * np.roll(on, -1, 1) < 0  # side i has the ends of side j on both of its sides
+    return not (parted & parted.T).any()
 
 
 def _labelled(item: Instance | RequestError) -> Instance:
