@@ -273,9 +273,10 @@ class GatherRows(Lowering):
         table, repeated = inputs
         expand = repeated.producer()
         column = expand.inputs[0] if expand is not None and expand.op_type == "Expand" else None
-        made = None if column is None else column.producer()
-        axis = site.node.attributes.get_int("axis", 0)
-        if made is None or made.op_type != "Unsqueeze" or table.shape is None or len(table.shape) != 3 or axis != 1:
+        axis, made = site.node.attributes.get_int("axis", 0), site.node.outputs[0].shape
+        if column is None or column.shape is None or table.shape is None or made is None or axis != 1:
+            return
+        if len(table.shape) != 3 or len(column.shape) != 3 or column.shape[2] != 1 or made[2] != table.shape[2]:
             return
         site.take_over(site.add("GatherND", [table, column], f"{table.name}.rows", batch_dims=1))
 
@@ -293,7 +294,7 @@ class ConstantShapes(Lowering):
         if shape.producer() is None or x.shape is None or wanted is None:
             return
         kept = [
-            size if isinstance(size, int) else 0 if place < len(x.shape) and size == x.shape[place] else None
+            size if isinstance(size, int) else 0 if _is_dimension(size, x.shape, place) else None
             for place, size in enumerate(wanted)
         ]
         known = [size for size in kept if size is not None]
@@ -340,6 +341,11 @@ def fix_dimension(graph: ir.Graph, symbol: str, size: int) -> None:
 
 def _nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == op_type and node.domain == ""]
+
+
+def _is_dimension(symbol: ir.SymbolicDim, shape: ir.Shape, place: int) -> bool:
+    """Whether a shape has it there; two that have no name may differ."""
+    return symbol.value is not None and place < len(shape) and shape[place] == symbol
 
 
 def _heads_and_width(value: ir.Value) -> tuple[int, int]:

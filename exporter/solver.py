@@ -59,7 +59,7 @@ def export_solver(
         raise ExportError(f"--sizes {','.join(map(str, chosen))} are out of range; give {_FEWEST} to {_LARGEST}")
     check_replaceable(bundle, force)
     checkpoint = open_solver(source)
-    model = checkpoint.model.fold()
+    model = checkpoint.model
     info = SolverInfo(
         kind=checkpoint.kind,
         task=_task(checkpoint, task),

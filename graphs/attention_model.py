@@ -10,7 +10,7 @@ row more for the start, and the glimpse's output projection is part of the keys 
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from seqrt.graphs.decoder import Linear
 from seqrt.graphs.pointing import FAR_BELOW, PointerModel, chosen, is_point, rows
 
 NormKind = Literal["batch", "instance", "layer"]
+NORMS: Final[tuple[str, ...]] = get_args(NormKind)
 TABLES: Final = ("first", "last", "key", "value", "pointer")  # what one product makes of the embeddings, and the bias
 _EPSILON: Final = 1e-5
 

@@ -59,7 +59,7 @@ class PointerModel(nn.Module, ABC):
             previous: int64 `[B, K]`, the slot that the row pointed at before; N at a start.
             parent: int64 `[B, K]`, the row of the same instance that it goes on from.
             allowed: bool `[B, K, N + 1]`.
-            state: of the step before; anything at a start.
+            state: of the step before; at a start any numbers, and any slots.
             memory: of `encode`.
 
         Returns:
@@ -93,10 +93,6 @@ class PointerModel(nn.Module, ABC):
         """A state of one row, which nobody reads at a start."""
         named = dict(zip(self.memory_names, memory, strict=True))
         return tuple(torch.zeros_like(named[name])[:, None] for name in self.state_names)
-
-    def fold(self) -> "PointerModel":
-        """Makes it what is exported. Returns itself."""
-        return self.eval()
 
 
 class Encode(nn.Module):

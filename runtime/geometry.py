@@ -18,7 +18,7 @@ def tour_length(points: Doubles, order: npt.NDArray[np.int64]) -> Doubles:
 
 def area(corners: Doubles) -> float:
     """Of a polygon `[n, 2]`; positive if it goes counter-clockwise."""
-    x, y = corners.T
+    x, y = (corners - corners[:1]).T  # far from the origin the products would cancel
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float32]
 # each row goes on from itself.
 Choose = Callable[[Floats, Floats], tuple[Ints | None, Ints, Floats]]
 
+_HEADS: Final = 16  # as many as any attention model has
 _MEMORY: Final = "memory_"
 _STATE, _NEXT = "state_", "next_"
 
@@ -94,6 +95,15 @@ class Pointer:
             if parent is not None:
                 parents[:] = parent
         return Answers(_traced(tokens[: len(chosen)], chosen), scores)
+
+    def floats(self, rows: int) -> int:
+        """Numbers of the largest tensor, about, that an instance with so many rows makes.
+
+        Products of all points by heads, or sums of all rows and points as wide as an LSTM.
+        """
+        hidden = self._encode.outputs.get(f"{_MEMORY}hidden")
+        across = max(rows, self.size) * _HEADS if hidden is None else rows * int(hidden.shape[-1])
+        return (self.size + 1) * across
 
     def _rest(self, name: str, known: int) -> tuple[int, ...]:
         """A tensor's shape behind its symbolic dimensions."""

@@ -17,11 +17,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seqrt.errors import RequestError
+from seqrt.errors import RequestError, first_line
 
 SUFFIXES: Final = (".npy", ".csv", ".txt")
 STDIN: Final = "-"
 _LABELS: Final = "output"
+_MARK: Final = "\ufeff"  # begins files of some editors
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ def read_points(file: Path, dim: int) -> Iterator[Instance | RequestError]:
         RequestError: the file cannot be read, or is of no known format.
     """
     if str(file) == STDIN:
+        if sys.stdin is None:
+            raise RequestError("--points - is closed; give a file")
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")  # what is no text is no number, which is said of its line
         return read_lines(sys.stdin, dim)
@@ -53,7 +56,8 @@ def read_points(file: Path, dim: int) -> Iterator[Instance | RequestError]:
             return map(Instance, _array(file, dim))
         if file.suffix == ".csv":
             return iter([Instance(_table(file, dim))])
-        file.open("rb").close()  # what cannot be opened is said now
+        if not file.is_fifo():  # which would be read by being opened
+            file.open("rb").close()  # what cannot be opened is said now
         return _lines(file, dim)
     except OSError as error:
         raise RequestError(f"--points {file} cannot be read: {error.strerror or error}; give another file") from error
@@ -64,7 +68,7 @@ def read_lines(lines: Iterable[str], dim: int) -> Iterator[Instance | RequestErr
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        left, _, right = line.replace(",", " ").partition(_LABELS)
+        left, _, right = line.removeprefix(_MARK).replace(",", " ").partition(_LABELS)
         try:
             values = np.array(left.split(), np.float64)
         except ValueError as error:
@@ -90,7 +94,7 @@ def line_of(instance: Instance) -> str:
 
 
 def _lines(file: Path, dim: int) -> Iterator[Instance | RequestError]:
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         yield from read_lines(lines, dim)
 
 
@@ -100,8 +104,12 @@ def _array(file: Path, dim: int) -> npt.NDArray[np.float64]:
         values: npt.NDArray[np.float64] = np.lib.format.open_memmap(file, mode="r")
         if values.dtype.kind not in "biuf":
             raise ValueError(f"it is of type {values.dtype}")
-    except (ValueError, EOFError, OverflowError) as error:
-        raise RequestError(f"--points {file} is no array of numbers ({error}); write it with numpy.save") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever numpy's parser of a damaged header raises
+        raise RequestError(
+            f"--points {file} is no array of numbers ({first_line(error)}); write it with numpy.save"
+        ) from error
     shape = list(values.shape)
     if dim == 1 and values.ndim in (1, 2) and shape[-1] != 1:
         values = values[..., None]
@@ -116,16 +124,26 @@ def _table(file: Path, dim: int) -> npt.NDArray[np.float64]:
     """`[n, d]`."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     found: list[list[float]] = []
+    is_first = "\n" in text.strip()
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
+            continue
+        are_names, is_first = is_first and not any(map(_is_number, line.split(","))), False
+        if are_names:
             continue
         try:
             values = [float(cell) for cell in line.split(",")]
         except ValueError as error:
-            if number == 1 and "\n" in text.strip():
-                continue  # names
             raise RequestError(f"--points {file}: line {number} holds no numbers ({error}); give x,y a line") from error
         if len(values) != dim:
             raise RequestError(f"--points {file}: line {number} has {len(values)} numbers; give {dim}, a point a line")
         found.append(values)
     return np.array(found, np.float64).reshape(-1, dim)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -21,7 +21,7 @@ from seqrt.runtime.rules import CORNERS, RULES
 from seqrt.runtime.solution import Solution, best_of
 
 MOST_ROWS: Final = 4096  # of one instance, or instances at once
-_MOST_SLOTS: Final = 1 << 20  # of all rows that are computed at once: what bounds the memory
+_MOST_FLOATS: Final = 1 << 26  # of the largest tensor that is computed at once: what bounds the memory
 _LARGEST_NUMBER: Final = 1e30  # of what float32 holds
 _COLDEST, _HOTTEST = 1e-3, 100.0
 _SYMMETRIES: Final = 8
@@ -120,7 +120,6 @@ class Solver(Loaded):
         Raises:
             RequestError: an option is out of range.
         """
-        self.require_open()
         task = task or self.info.task
         if (why := self.info.lacks(task)) is not None:
             raise RequestError(f"--task {task} {why}")
@@ -152,9 +151,12 @@ class Solver(Loaded):
             raise given
         which, dim, largest = f"instance {number + 1}", self.info.input_dim, self.info.sizes[-1]
         try:
-            points = np.asarray(given, np.float64)
-        except (TypeError, ValueError) as error:
+            points = np.asarray(given)
+            if points.dtype.kind not in "biuf":
+                raise ValueError(f"it is of type {points.dtype}")
+        except (TypeError, ValueError, RuntimeError) as error:
             raise RequestError(f"{which} holds no numbers ({error}); give points [n, {dim}]") from error
+        points = points.astype(np.float64, copy=False)
         if points.ndim == 1 and dim == 1:
             points = points[:, None]
         if points.ndim != 2 or points.shape[1] != dim:
@@ -174,15 +176,20 @@ class Solver(Loaded):
             )
         return points
 
-    def _solved(self, held: _Batch, size: int, task: str, search: Search) -> Iterator[tuple[int, Solution]]:
+    def _solved(
+        self, held: _Batch, size: int, task: str, search: Search
+    ) -> Iterator[tuple[int, "Solution | RequestError"]]:
         """Solves a batch, in parts if its rows are too many."""
-        symmetries, rows = (_SYMMETRIES, size) if search.multistart else (1, max(search.beam, search.samples))
-        part = max(1, _MOST_SLOTS // (symmetries * rows * (size + 1)))
+        self.require_open()
+        symmetries, rows = 1, max(search.beam, search.samples)
+        if search.multistart:
+            symmetries, rows = _SYMMETRIES, max(map(len, held.points))
+        part = max(1, _MOST_FLOATS // (symmetries * self._pointer(size).floats(rows)))
         if self.backend in ("trt", "rtx"):
             if rows > SOLVER_ROWS["K"]:
-                raise RequestError(
-                    f"{rows} rows an instance are more than engines take, {SOLVER_ROWS['K']}; search less"
-                )
+                why = f"{rows} rows an instance are more than engines take, {SOLVER_ROWS['K']}; search less"
+                yield from ((number, RequestError(why)) for number in held.numbers)
+                return
             part = min(part, SOLVER_ROWS["B"] // symmetries)
         for first in range(0, len(held.numbers), part):
             numbers, points = held.numbers[first : first + part], held.points[first : first + part]

@@ -19,7 +19,7 @@ from seqrt.errors import CheckpointError
 from seqrt.exporter.checkpoints.inert import read_inert
 from seqrt.exporter.checkpoints.reading import Safetensors, read_json, read_settings, told_of
 from seqrt.exporter.checkpoints.solver_names import State, is_known, layout_of, unwrapped
-from seqrt.graphs.attention_model import AttentionModel, AttentionModelConfig, NormKind
+from seqrt.graphs.attention_model import NORMS, AttentionModel, AttentionModelConfig, NormKind
 from seqrt.graphs.pointing import PointerModel
 from seqrt.graphs.ptrnet import PtrNet, PtrNetConfig
 from seqrt.graphs.read_process_write import ReadProcessWrite, SetConfig
@@ -60,6 +60,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.kind not in ("ptrnet", "set", "attention") or self.task not in SOLVER_TASKS:
             raise ValueError(f"a {self.kind!r:.40} for {self.task!r:.40} is unknown; choose from {SOLVER_TASKS}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {self.norm!r:.40}; choose from {NORMS}")
+        if self.num_heads < 1 or self.num_process < 0 or not self.clip >= 0:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, num_process {self.num_process}, clip {self.clip}; give 1 or more, 0 or"
+                " more, 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ def open_solver(path: Path) -> SolverCheckpoint:
     if isinstance(problem, str) and problem not in _TOURS:
         raise CheckpointError(f"{path} is for the problem {problem!r}; take a model of the travelling salesman problem")
     with told_of(path, "pointer model"):
-        own, names = layout_of(state)(state)
+        own, names = layout_of(state)({name: value.float() for name, value in state.items()})
         kind: Kind = "attention" if "layers.0.qkv.weight" in own else "ptrnet"
         if not hints.get("mask_inner", True):
             raise CheckpointError("mask_inner is false: its glimpse sees points that are taken, which is not supported")

@@ -77,7 +77,7 @@ def test_bad_lines_among_good_ones(seqrt: Seqrt, solver_bundles: Bundles, tmp_pa
 
 def test_json_of_what_is_not_valid(seqrt: Seqrt, solver_bundles: Bundles, points: Path) -> None:
     out = seqrt("solve", solver_bundles["triangulation"], "--points", points, "--json", "--samples", "2").out
-    assert {item["valid"] for item in json.loads(out)["items"]} <= {True, False}
+    assert False in [item["valid"] for item in json.loads(out)["items"]]
 
 
 def test_nothing_to_solve(seqrt: Seqrt, solver_bundles: Bundles, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_probabilities_are_those_of_the_authors(name: str, tmp_path: Path) -> No
         expected = reference.tour(points)
         order = expected.argmax(1).tolist()
         assert sorted(order) == list(range(N))
-        found = followed(read.model.fold(), points, order, SIZE)
+        found = followed(read.model, points, order, SIZE)
     first = 1 if read.needs_start else 0
     expected, found = expected[first:], found[first:]
     is_free = torch.isfinite(expected)
@@ -90,7 +90,7 @@ def test_the_network_of_the_paper(tmp_path: Path) -> None:
     points, order = torch.rand(N, 2), [3, 1, 8, 5, 3]
     with torch.no_grad():
         expected = reference.steps(points, [slot + 1 for slot in order])
-        model = read.model.fold()
+        model = read.model
         padded = torch.full((1, SIZE, 2), -3.0)
         padded[0, :N] = points
         memory = model.encode(padded, torch.tensor([N]))

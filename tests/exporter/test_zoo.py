@@ -1,22 +1,29 @@
-"""What comes with seqrt: an adapter of lexical units, and recognisers."""
+"""What comes with seqrt: an adapter of lexical units, recognisers, pointer models."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import elkai
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy.spatial import ConvexHull, Delaunay
 
 from seqrt.exporter.check import run_exact
 from seqrt.exporter.checkpoints.reading import Safetensors
 from seqrt.exporter.checkpoints.recognizer import open_recognizer
+from seqrt.exporter.checkpoints.solver import open_solver
 from seqrt.exporter.recognizer import export_recognizer
+from seqrt.exporter.solver import export_solver
 from seqrt.graphs.cppd import Cppd
 from seqrt.graphs.svtr import heads_of
 from seqrt.runtime.bundle import open_bundle
 from seqrt.runtime.images import prepare, read_image
 from seqrt.runtime.recognizer import load
+from seqrt.runtime.solver import load as load_solver
 
 ADAPTER = Path(__file__).resolve().parents[2] / "tools/zoo/smollm2-135m-lud"
 HIDDEN, LAYERS, PROJECTIONS = 576, 30, 7
@@ -98,3 +105,47 @@ def largest_product(mixer: Any, x: torch.Tensor, read: torch.Tensor) -> float:
     """Of queries and keys, before the softmax."""
     key = heads_of(mixer.kv(read).chunk(2, 2)[0])
     return float((heads_of(mixer.q(x)) * mixer.scale @ key.transpose(2, 3)).abs().max())
+
+
+POINTERS = {"hull": "attention", "tour": "attention", "triangulation": "ptrnet", "permutation": "set"}
+Points = npt.NDArray[np.float64]
+
+
+def test_the_pointer_models_are_whole_and_small() -> None:
+    folders = {task: ZOO / f"pointer-{task}" for task in POINTERS}
+    assert sum(file.stat().st_size for folder in folders.values() for file in folder.iterdir()) < 10e6
+    for task, folder in folders.items():
+        found = open_solver(folder)
+        assert (found.kind, found.task, found.needs_start) == (POINTERS[task], task, task == "tour")
+
+
+def shortest(points: Points) -> float:
+    distances = np.sqrt(((points[:, None] - points) ** 2).sum(2))
+    order = elkai.DistanceMatrix((distances * 1e6).round().astype(int).tolist()).solve_tsp()
+    return float(distances[order[:-1], order[1:]].sum())
+
+
+def triangles(points: Points) -> set[tuple[int, ...]]:
+    return {tuple(sorted(three)) for three in Delaunay(points).simplices.tolist()}
+
+
+RIGHT: dict[str, Callable[[Any, Points], bool]] = {
+    "hull": lambda found, points: found.valid and set(found.order) == set(ConvexHull(points).vertices),
+    "tour": lambda found, points: found.cost < 1.05 * shortest(points),
+    "triangulation": lambda found, points: {tuple(three) for three in found.order} == triangles(points),
+    "permutation": lambda found, points: found.order == points[:, 0].argsort().tolist(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "count", "least"),
+    [("hull", 20, 0.8), ("tour", 20, 0.8), ("triangulation", 5, 0.5), ("permutation", 5, 0.95)],
+)
+def test_pointer_models_are_right(task: str, count: int, least: float, tmp_path: Path) -> None:
+    """About as often as their cards say, on instances that they never saw."""
+    bundle = export_solver(ZOO / f"pointer-{task}", tmp_path / task, sizes=(count,), check=False).bundle
+    points = np.random.default_rng(12345).random((60, count, 1 if task == "permutation" else 2))
+    with load_solver(bundle, threads=1) as solver:
+        found = solver.solve(points)
+    assert np.mean([RIGHT[task](answer, where) for answer, where in zip(found, points, strict=True)]) >= least

@@ -111,12 +111,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--beam", type=int, default=3)
-    parser.add_argument("--task", choices=("none",), help="answer without the rules of the bundle's task")
+    parser.add_argument("--task", choices=("none",), help="answer without the rules of permutations")
     parser.add_argument("--count", type=int, default=1000, help="instances of a file, at most")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     rows: list[dict[str, object]] = []
     with load(arguments.bundle) as solver:
+        if arguments.task is not None and solver.info.task != "permutation":
+            raise SystemExit(f"--task none is for permutations, {arguments.bundle} is for {solver.info.task}")
         for file in arguments.files:
             instances = list(map(_labelled, islice(read_points(file, solver.info.input_dim), arguments.count)))
             for name, search in (("greedy", Search()), (f"beam {arguments.beam}", Search(beam=arguments.beam))):

@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rules",
         choices=("none",),
-        help="learn without the rules of the task, as the papers do; then solve and measure with --task none",
+        help="learn permutations without their rules, as the paper does; then solve and measure with --task none",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of the model and of what a stopped run needs")
     parser.add_argument("--steps", type=int, default=8000)
@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=500, help="steps between measurements")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    if arguments.rules and arguments.task != "permutation":
+        parser.error("--rules none is for permutation, whose answers are as long as without rules")
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:
         train(arguments)

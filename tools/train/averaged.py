@@ -62,7 +62,12 @@ class Averaged(Optimisation, Generic[M]):
         self._average.update_parameters(self.model)
 
     def finish(self, losses: Callable[[], Mapping[str, Tensor]], every: int, report: Callable[[], str]) -> None:
-        """All steps that are left, each against the sum of `losses()`; saved and reported on `every` so many."""
+        """All steps that are left, each against the sum of `losses()`; saved and reported on `every` so many.
+
+        Of a run that is at its end only the report is left, which writes the model.
+        """
+        if self.step == self.total:
+            tqdm.write(f"step {self.step}: {report()}", file=sys.stderr)
         with tqdm(total=self.total, initial=self.step, desc="train", unit="step", mininterval=5) as bar:
             while self.step < self.total:
                 found = losses()

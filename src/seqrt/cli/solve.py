@@ -108,13 +108,17 @@ def _items(as_json: bool) -> Iterator[Callable[["Solution | RequestError"], None
         elif isinstance(found, RequestError):
             note(f"error: {found}")
         else:
-            cost = "-" if found.cost is None else f"{found.cost:.4f}"
+            cost = "-" if found.cost is None else f"{found.cost:.6g}"
             print(cost, "valid" if found.valid else "invalid", *_flat(found.order), flush=True)
         count += 1
 
-    yield put
-    if as_json:
-        print("]}" if count else '{"items": []}')
+    is_whole = False
+    try:
+        yield put
+        is_whole = True
+    finally:  # what came before an error is a document too
+        if as_json and (is_whole or count):
+            print("]}" if count else '{"items": []}')
 
 
 def _item(found: "Solution | RequestError") -> dict[str, Any]:
