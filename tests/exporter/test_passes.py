@@ -272,6 +272,7 @@ def test_gather_rows(batch: int, rows: int) -> None:
         "g (float[2, 5, 6] x, int64[2, 3, 6] i) => (float[2, 3, 6] y) { y = GatherElements<axis = 1>(x, i) }",
         "g (float[5, 6] x, int64[2, 6] i) => (float[2, 6] y) { y = GatherElements(x, i) }",
         ROWS.replace("axis = 1", "axis = 2").replace("wide = {1, 1, 6}", "wide = {1, 1, 1}"),
+        ROWS.replace("wide = {1, 1, 6}", "wide = {1, 1, 4}").replace("float[B, K, 6] y", "float[B, K, 4] y"),
     ],
 )
 def test_gathers_that_are_left(text: str) -> None:

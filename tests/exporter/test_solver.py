@@ -80,6 +80,30 @@ def test_probabilities_are_those_of_the_authors(name: str, tmp_path: Path) -> No
     torch.testing.assert_close(found[is_free], expected[is_free], atol=CLOSE, rtol=CLOSE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = pointing.Kool().to(dtype)
+    read = open_solver(saved(model, tmp_path)).model
+    exact = open_solver(saved(model.float(), tmp_path)).model
+    for name, value in read.state_dict().items():
+        torch.testing.assert_close(value, exact.state_dict()[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm": "bogus"}, "norm is 'bogus'; choose from"),
+        ({"num_heads": 0}, "num_heads is 0"),
+        ({"num_process": -2}, "num_process -2"),
+        ({"clip": -3.0}, "clip -3.0"),
+    ],
+)
+def test_settings_that_are_none(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"solver": {"kind": "attention", "task": "tour"} | settings}))
+    with pytest.raises(CheckpointError, match=message):
+        open_solver(tmp_path)
+
+
 def test_the_network_of_the_paper(tmp_path: Path) -> None:
     torch.manual_seed(2)
     reference = pointing.PtrNet(16).eval()

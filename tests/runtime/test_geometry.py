@@ -68,6 +68,14 @@ def test_points_on_a_line_have_no_hull() -> None:
     assert not is_triangulation(line, np.array([[0, 1, 2]]))
 
 
+def test_areas_far_from_the_origin() -> None:
+    """Products of coordinates would cancel there."""
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    assert area(square + 1e7) == pytest.approx(1.0)
+    assert area(square[::-1] * 1e-6 + 45) == pytest.approx(-1e-12)
+    assert is_hull(square + 1e7, square + 1e7)
+
+
 def test_triangles_that_overlap_beside_a_hole() -> None:
     """Of the area of the hull, no side in three of them, every point used: and wrong all the same."""
     points = np.array([[0.0, 0], [1, 0], [2, 0], [2, 2], [0, 2]])

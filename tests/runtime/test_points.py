@@ -1,7 +1,10 @@
 """Files of instances."""
 
 import io
+import os
 import re
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ def test_arrays(tmp_path: Path) -> None:
 
 def test_tables(tmp_path: Path) -> None:
     file = tmp_path / "points.csv"
-    for text in ("1,2\n3,4.5\n", "x,y\n1, 2\n\n3,4.5", "\ufeff1,2\r\n3,4.5\r\n"):
+    for text in ("\n \nx,y\n1,2\n3,4.5\n", "1,2\n3,4.5\n", "x,y\n1, 2\n\n3,4.5", "\ufeff1,2\r\n3,4.5\r\n"):
         file.write_bytes(text.encode())
         assert np.array_equal(read(file)[0], np.array([[1, 2], [3, 4.5]]))
 
@@ -65,6 +68,23 @@ def test_lines_are_read_as_they_were_written(points: list[tuple[float, float]], 
     assert np.array_equal(found.points, given.points)
     assert (found.labels is None) == (labels is None)
     assert found.labels is None or found.labels.tolist() == labels
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_pipes(mark: str, tmp_path: Path) -> None:
+    """Are opened once: what is written to them is not written again."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    writer = threading.Thread(target=(tmp_path / "pipe.txt").write_text, args=(mark + "1 2 3 4\n",))
+    writer.start()
+    (found,) = read(tmp_path / "pipe.txt")
+    writer.join()
+    assert np.array_equal(found, [[1, 2], [3, 4]])
+
+
+def test_a_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(RequestError, match="--points - is closed; give a file"):
+        read_points(Path("-"), 2)
 
 
 def test_lines_are_read_as_they_are_asked_for() -> None:
@@ -101,10 +121,13 @@ def zipped() -> bytes:
         ("a.npy", b"no array", "is no array of numbers"),
         ("a.npy", b"", "is no array of numbers"),
         ("a.npy", zipped(), "is no array of numbers"),
+        ("a.npy", b"\x93NUMPY\x01\x00v\x00" + HEADER.replace(b"'<f8'", b"'<f8"), "is no array of numbers"),
         ("a.npy", b"\x93NUMPY\x01\x00v\x00" + HEADER, "is no array of numbers"),
         ("a.csv", b"x,y\n1,2\n\n3,z\n", "line 4 holds no numbers"),
         ("a.csv", b"1,2\n3,4,5\n", "line 2 has 3 numbers; give 2, a point a line"),
         ("a.csv", b"x\n", "line 1 holds no numbers"),
+        ("a.csv", b"0.l,0.2\n3,4\n", "line 1 holds no numbers"),
+        ("a.csv", b"0.3,0.4,\n3,4\n", "line 1 holds no numbers"),
     ],
 )
 def test_files_that_are_none(name: str, data: bytes | None, message: str, tmp_path: Path) -> None:

@@ -126,6 +126,26 @@ def test_duplicates_are_points_of_their_own(solver_bundles: Bundles) -> None:
     assert sorted(order) == list(range(6))
 
 
+def test_memory_is_bounded(solver_bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large batch is solved in parts, with the same answers."""
+    for task in ("tour", "triangulation"):
+        with load(solver_bundles[task]) as solver:
+            points = instances([6] * 7)
+            whole = solver.solve(points, search=Search(samples=3))
+            monkeypatch.setattr("seqrt.runtime.solver._MOST_FLOATS", 3000)
+            assert solver.solve(points, search=Search(samples=3)) == whole
+            monkeypatch.undo()
+
+
+def test_what_is_closed_meanwhile_says_so(solver_bundles: Bundles) -> None:
+    solver = load(solver_bundles["tour"])
+    found = solver.each(instances([5, 5, 5]), batch=1)
+    next(found)
+    solver.close()
+    with pytest.raises(EngineError, match="was closed"):
+        next(found)
+
+
 def test_rare_sizes_do_not_wait_for_ever(solver_bundles: Bundles) -> None:
     with load(solver_bundles["tour"]) as solver:
         came = []
@@ -147,6 +167,9 @@ def test_rare_sizes_do_not_wait_for_ever(solver_bundles: Bundles) -> None:
         (np.array([[0, 0], [1, 1], [1e200, 1]]), "point 3 is [1e+200, 1.0]; give numbers below 1e+30"),
         ([["a", "b"]] * 3, "instance 1 holds no numbers"),
         ([[1, 2], [3]], "instance 1 holds no numbers"),
+        ([[10**400, 1], [0, 0], [0, 1]], "instance 1 holds no numbers (it is of type object)"),
+        (np.zeros((3, 2), np.complex128), "instance 1 holds no numbers (it is of type complex128)"),
+        (np.zeros((3, 2), "datetime64[s]"), "instance 1 holds no numbers (it is of type datetime64[s])"),
     ],
 )
 def test_bad_instances(points: Any, message: str, solver_bundles: Bundles) -> None:
