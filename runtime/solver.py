@@ -53,8 +53,10 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.beam <= MOST_ROWS or not 0 <= self.samples <= MOST_ROWS:
-            raise RequestError(f"--beam {self.beam}, --samples {self.samples}: give 1 to {MOST_ROWS}")
+        if not 1 <= self.beam <= MOST_ROWS:
+            raise RequestError(f"--beam is {self.beam}; give 1 to {MOST_ROWS}")
+        if not 0 <= self.samples <= MOST_ROWS:
+            raise RequestError(f"--samples is {self.samples}; give 1 to {MOST_ROWS}, or 0 for none")
         if (self.beam > 1) + (self.samples > 0) + self.multistart > 1:
             raise RequestError("--beam, --samples and --multistart are three ways to search; give one of them")
         if not _COLDEST <= self.temperature <= _HOTTEST:
@@ -164,7 +166,7 @@ class Solver(Loaded):
         if points.size and not abs(points).max() <= _LARGEST_NUMBER:  # so it is with NaN
             place = int(np.flatnonzero(~(abs(points) <= _LARGEST_NUMBER).all(1))[0])
             raise RequestError(
-                f"{which}: point {place + 1} is {points[place].tolist()}; give numbers below {_LARGEST_NUMBER:g}"
+                f"{which}: point {place + 1} is {points[place].tolist()}; give finite numbers up to {_LARGEST_NUMBER:g}"
             )
         fewest = CORNERS if dim > 1 else 2
         if len(points) < fewest:

@@ -131,10 +131,10 @@ def open_huggingface(directory: Path) -> HuggingFaceCheckpoint:
             tensors disagree.
     """
     if not (directory / "config.json").exists():
-        gguf = sorted(file.name for file in directory.glob("*.gguf"))
+        files = sorted(file.name for kind in ("gguf", "pt", "pth", "ckpt") for file in directory.glob(f"*.{kind}"))
         if (directory / MANIFEST).exists():
             raise CheckpointError(f"{directory} is a bundle, exported already; run it, or pass what it was made of")
-        advice = f"pass {directory / gguf[0]} itself" if gguf else "pass a directory with a Hugging Face model"
+        advice = f"pass {directory / files[0]} itself" if files else "pass a directory with a Hugging Face model"
         raise CheckpointError(f"{directory} has no config.json; {advice}")
     model_type, hf_config = read_config(directory)
     config = decoder_config(model_type, hf_config)

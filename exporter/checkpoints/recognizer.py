@@ -98,7 +98,7 @@ def open_recognizer(path: Path, size: Size | None = None) -> RecognizerCheckpoin
     settings = read_settings(Settings, path, _KEY, "tools.ocr.model") if path.is_dir() else None
     file = path / "model.safetensors" if settings is not None else path
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; pass a .pth, .pdparams or .safetensors file or a directory")
+        raise CheckpointError(f"{path} does not exist; pass a file of torch, .pdparams, .safetensors, or a directory")
     stored = _read(file)
     with told_of(file, "CPPD or NRTR recogniser"):
         own = own_names(stored)

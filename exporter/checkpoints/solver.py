@@ -118,7 +118,7 @@ def open_solver(path: Path) -> SolverCheckpoint:
         raise CheckpointError(f"{path} is for the problem {problem!r}; take a model of the travelling salesman problem")
     with told_of(path, "pointer model"):
         own, names = layout_of(state)({name: value.float() for name, value in state.items()})
-        kind: Kind = "attention" if "layers.0.qkv.weight" in own else "ptrnet"
+        kind: Kind = "attention" if any(name.startswith("layers.") for name in own) else "ptrnet"
         if not hints.get("mask_inner", True):
             raise CheckpointError("mask_inner is false: its glimpse sees points that are taken, which is not supported")
         assumed = {name: value for name, value in _usual(kind, own, state).items() if name not in hints}
@@ -213,6 +213,8 @@ def _load(model: PointerModel, state: State, names: Mapping[str, str]) -> None:
             if name in names:  # theirs are [out, in]
                 has, needed = has[::-1], needed[::-1]
             raise CheckpointError(f"{names.get(name, name)} is {has}, expected {needed}; take another checkpoint")
+        if not state[name].isfinite().all():
+            raise CheckpointError(f"{names.get(name, name)} holds NaN or infinite weights; take another checkpoint")
     if surplus := sorted(state.keys() - wanted.keys()):
         raise CheckpointError(
             f"{names.get(surplus[0], surplus[0])} has no place in such a model; it cannot be exported"

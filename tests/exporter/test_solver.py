@@ -280,6 +280,18 @@ def deeper(folder: Path) -> Path:
         (damaged(lambda state: state.pop("init_embed.bias")), {}, None, ""),  # biases may be left out
         (damaged(lambda state: state.pop("project_out.weight")), {}, CheckpointError, "the matrix of out is missing"),
         (
+            damaged(lambda state: state.pop("embedder.layers.0.0.module.W_query")),
+            {},
+            CheckpointError,
+            "layers.0.qkv.weight [32, 96] is missing",
+        ),
+        (
+            damaged(lambda state: state["project_fixed_context.weight"].fill_(torch.nan)),
+            {},
+            CheckpointError,
+            "project_fixed_context.weight holds NaN",
+        ),
+        (
             damaged(lambda state: state.update({"project_out.weight": torch.zeros(32, 31)})),
             {},
             CheckpointError,

@@ -23,6 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from seqrt.runtime.geometry import area
 from seqrt.runtime.points import Instance, line_of
+from seqrt.runtime.rules import CORNERS
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -82,7 +83,10 @@ def make(task: str, count: int, seed: Sequence[int]) -> Instance:
 def sizes(text: str) -> range:
     """`5-50`, or one number."""
     low, _, high = text.partition("-")
-    return range(int(low), int(high or low) + 1)
+    found = range(int(low), int(high or low) + 1)
+    if not found or found[0] < CORNERS:
+        raise ValueError(f"{text}: give 3 or more, as in 5-50")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from seqrt.errors import RequestError
+from seqrt.errors import RequestError, SeqrtError
 from seqrt.runtime.geometry import Doubles, area, tour_length
 from seqrt.runtime.points import Instance, read_points
 from seqrt.runtime.solution import Solution
@@ -112,18 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--beam", type=int, default=3)
     parser.add_argument("--task", choices=("none",), help="answer without the rules of permutations")
-    parser.add_argument("--count", type=int, default=1000, help="instances of a file, at most")
+    parser.add_argument("--count", type=int, default=1000, help="instances of a file, at most; 1000 if not given")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
-    rows: list[dict[str, object]] = []
-    with load(arguments.bundle) as solver:
-        if arguments.task is not None and solver.info.task != "permutation":
-            raise SystemExit(f"--task none is for permutations, {arguments.bundle} is for {solver.info.task}")
-        for file in arguments.files:
-            instances = list(map(_labelled, islice(read_points(file, solver.info.input_dim), arguments.count)))
-            for name, search in (("greedy", Search()), (f"beam {arguments.beam}", Search(beam=arguments.beam))):
-                found = solver.solve([item.points for item in instances], task=arguments.task, search=search)
-                rows.append({"file": file.stem, "search": name, **asdict(quality(solver.info.task, instances, found))})
+    try:
+        rows = measured(arguments)
+    except SeqrtError as error:
+        raise SystemExit(str(error)) from error
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
@@ -132,6 +127,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in rows:
         table.add_row(*(f"{row[key]:.4f}" if isinstance(row[key], float) else str(row[key]) for key in used))
     Console().print(table)
+
+
+def measured(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """A row for each file and search."""
+    rows: list[dict[str, object]] = []
+    with load(arguments.bundle) as solver:
+        if arguments.task is not None and solver.info.task != "permutation":
+            raise SystemExit(f"--task none is for permutations, {arguments.bundle} is for {solver.info.task}")
+        for file in arguments.files:
+            instances = list(map(_labelled, islice(read_points(file, solver.info.input_dim), arguments.count)))
+            if not instances:
+                raise SystemExit(f"{file} holds no instances; give another file")
+            for name, search in (("greedy", Search()), (f"beam {arguments.beam}", Search(beam=arguments.beam))):
+                found = solver.solve([item.points for item in instances], task=arguments.task, search=search)
+                rows.append({"file": file.stem, "search": name, **asdict(quality(solver.info.task, instances, found))})
+    return rows
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m tools.pointer.train hull --work DIR --steps 8000
 
 Every step's instances have the same number of points. DIR/model.safetensors holds the mean of the weights over the last
-steps, as `seqrt export` reads it. A run that is stopped goes on from DIR/state.pt.
+steps, as `seqrt export` reads it. A run that is stopped goes on from DIR/state.pt, which every measurement writes.
 """
 
 from __future__ import annotations

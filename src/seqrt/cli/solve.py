@@ -61,7 +61,7 @@ def solve(
     """Point at the answer: the shortest tour, the convex hull, a triangulation, the sorted order.
 
     A line an instance: cost, whether it is valid, and the order, places counted from 0. What is no instance is said
-    on stderr, the others come out all the same, and the exit code is 1.
+    on stderr and has a line without an order, the others come out all the same, and the exit code is 1.
     """
     from seqrt.runtime.points import Instance, read_points
     from seqrt.runtime.solver import Search
@@ -107,18 +107,15 @@ def _items(as_json: bool) -> Iterator[Callable[["Solution | RequestError"], None
             print("," if count else '{"items": [', json.dumps(_item(found), allow_nan=False), sep="\n", flush=True)
         elif isinstance(found, RequestError):
             note(f"error: {found}")
+            print("- invalid", flush=True)  # a line an instance, whatever it is
         else:
             cost = "-" if found.cost is None else f"{found.cost:.6g}"
             print(cost, "valid" if found.valid else "invalid", *_flat(found.order), flush=True)
         count += 1
 
-    is_whole = False
-    try:
-        yield put
-        is_whole = True
-    finally:  # what came before an error is a document too
-        if as_json and (is_whole or count):
-            print("]}" if count else '{"items": []}')
+    yield put
+    if as_json:  # what was interrupted is no document, so that nobody takes it for all
+        print("]}" if count else '{"items": []}')
 
 
 def _item(found: "Solution | RequestError") -> dict[str, Any]:
