@@ -124,7 +124,7 @@ def test_what_is_refused(recognizer_source: Path, speller_source: Path, svtrv2: 
         (recognizer_source, {"targets": ("tpu",)}, ExportError, "--target tpu is unknown"),
         (speller_source, {"targets": ("rtx",)}, ExportError, "--target rtx takes no autoregressive recogniser"),
         (svtrv2, {"size": (33, 64)}, CheckpointError, "images of 33 x 64 are not cut evenly"),
-        (tmp_path / "none.pth", {}, CheckpointError, "does not exist; pass a .pth"),
+        (tmp_path / "none.pth", {}, CheckpointError, "does not exist; pass a file of torch"),
     ]
     for source, options, kind, message in cases:
         with pytest.raises(kind, match=re.escape(message)):

@@ -1,15 +1,12 @@
 """What a loaded bundle, or loading one, refuses: one line that says what was wrong and what to do."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-import seqrt
 from seqrt.errors import BundleError, EngineError, RequestError
 from seqrt.runtime.backends import open_engines
 from seqrt.runtime.model import Model, load
@@ -130,14 +127,9 @@ def test_heads_of_a_kind_that_this_version_does_not_know(model: Model) -> None:
         newer.generate([5, 6], draft="medusa")
 
 
-def test_what_is_closed_says_so(llama_bundle: Path, recognizer_bundle: Path, solver_bundles: dict[str, Path]) -> None:
-    uses: dict[Path, Callable[[Any], object]] = {
-        llama_bundle: lambda model: model.generate([5, 6], max_new_tokens=1),
-        recognizer_bundle: lambda reader: reader.recognize([Image.new("RGB", (40, 20))]),
-        solver_bundles["tour"]: lambda solver: solver.solve([np.eye(3)[:, :2]]),
-    }
-    for bundle, use in uses.items():
-        with seqrt.load(bundle, threads=1) as loaded:
-            use(loaded)
-        with pytest.raises(EngineError, match=f"{bundle} was closed; load it again"):
-            use(loaded)
+def test_what_is_closed_says_so(llama_bundle: Path) -> None:
+    with load(llama_bundle, threads=1) as model:
+        model.generate([5, 6], max_new_tokens=1)
+    for use in (model.generate, model.score):
+        with pytest.raises(EngineError, match=f"{llama_bundle} was closed; load it again"):
+            use([5, 6])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import seqrt
-from seqrt.errors import BundleError, RequestError
+from seqrt.errors import BundleError, EngineError, RequestError
 from seqrt.exporter.checkpoints.recognizer import open_recognizer
 from seqrt.graphs.cppd import Cppd
 from seqrt.graphs.nrtr import Nrtr
@@ -233,3 +233,10 @@ def test_one_image_is_no_list_of_them(reader: Recognizer, one: Any) -> None:
 
 def test_pillow_images_need_no_file(reader: Recognizer, word_images: list[Path], expected: list[Recognition]) -> None:
     assert_same(reader.recognize(Image.open(file) for file in word_images), expected)
+
+
+def test_a_reader_that_is_closed_says_so(recognizer_bundle: Path) -> None:
+    closed = load(recognizer_bundle, threads=1)
+    closed.close()
+    with pytest.raises(EngineError, match="was closed; load it again"):
+        closed.recognize([Image.new("RGB", (40, 20))])
