@@ -32,7 +32,7 @@ def is_hull(points: Doubles, corners: Doubles) -> bool:
     corners, sides = corners[is_side], sides[is_side]
     if len(corners) < 3 or area(corners) <= _tolerance(points):
         return False
-    outside = _cross(sides[:, None], points - corners[:, None]) < -_tolerance(points)
+    outside = cross(sides[:, None], points - corners[:, None]) < -_tolerance(points)
     angles = np.arctan2(sides[:, 1], sides[:, 0])
     turns = (np.roll(angles, -1) - angles + np.pi) % (2 * np.pi) - np.pi
     return not outside.any() and bool(abs(turns.sum() - 2 * np.pi) < 1e-6)
@@ -45,7 +45,7 @@ def is_triangulation(points: Doubles, triangles: npt.NDArray[np.int64]) -> bool:
     belongs to more, and all triangles together have the area of the hull.
     """
     corners = points[triangles]
-    areas = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) / 2
+    areas = cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) / 2
     if not len(triangles) or (abs(areas) <= _tolerance(points)).any():
         return False
     sides: dict[tuple[int, int], list[float]] = {}
@@ -53,12 +53,12 @@ def is_triangulation(points: Doubles, triangles: npt.NDArray[np.int64]) -> bool:
         for i in range(3):
             a, b, other = (int(triangle[(i + turn) % 3]) for turn in range(3))
             first, second = min(a, b), max(a, b)
-            which = _cross(points[second] - points[first], points[other] - points[first])
+            which = cross(points[second] - points[first], points[other] - points[first])
             sides.setdefault((first, second), []).append(float(which))
     for (first, second), on in sides.items():
         if len(on) > 2 or (len(on) == 2 and on[0] * on[1] >= 0):
             return False
-        beyond = _cross(points[second] - points[first], points - points[first]) * -np.sign(on[0])
+        beyond = cross(points[second] - points[first], points - points[first]) * -np.sign(on[0])
         if len(on) == 1 and (beyond > _tolerance(points)).any():
             return False
     whole = hull_area(points)
@@ -73,14 +73,15 @@ def hull_area(points: Doubles) -> float:
     for run in (ordered, ordered[::-1]):
         chain: list[Doubles] = []
         for point in run:
-            while len(chain) > 1 and _cross(chain[-1] - chain[-2], point - chain[-2]) <= 0:
+            while len(chain) > 1 and cross(chain[-1] - chain[-2], point - chain[-2]) <= 0:
                 chain.pop()
             chain.append(point)
         chains += chain[:-1]
     return area(np.array(chains)) if len(chains) > 2 else 0.0
 
 
-def _cross(one: Doubles, other: Doubles) -> Doubles:
+def cross(one: Doubles, other: Doubles) -> Doubles:
+    """Products of vectors `[..., 2]`: positive where the other one lies to the left."""
     return one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
 
 

@@ -163,8 +163,9 @@ class Solver(Loaded):
             points = points[:, None]
         if points.ndim != 2 or points.shape[1] != dim:
             raise RequestError(f"{which} has shape {list(points.shape)}; give points [n, {dim}]")
-        if points.size and not abs(points).max() <= _LARGEST_NUMBER:  # so it is with NaN
-            place = int(np.flatnonzero(~(abs(points) <= _LARGEST_NUMBER).all(1))[0])
+        is_number = (abs(points) <= _LARGEST_NUMBER).all(1)  # NaN is none
+        if not is_number.all():
+            place = int(is_number.argmin())
             raise RequestError(
                 f"{which}: point {place + 1} is {points[place].tolist()}; give finite numbers up to {_LARGEST_NUMBER:g}"
             )

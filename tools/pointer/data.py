@@ -85,7 +85,7 @@ def sizes(text: str) -> range:
     low, _, high = text.partition("-")
     found = range(int(low), int(high or low) + 1)
     if not found or found[0] < CORNERS:
-        raise ValueError(f"{text}: give 3 or more, as in 5-50")
+        raise argparse.ArgumentTypeError(f"{text}: give 3 or more, as in 5-50")
     return found
 
 

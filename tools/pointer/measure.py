@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seqrt.errors import RequestError, SeqrtError
-from seqrt.runtime.geometry import Doubles, area, tour_length
+from seqrt.runtime.geometry import Doubles, area, cross, tour_length
 from seqrt.runtime.points import Instance, read_points
 from seqrt.runtime.solution import Solution
 from seqrt.runtime.solver import Search, load
@@ -79,8 +79,7 @@ def quality(task: str, instances: Sequence[Instance], found: Sequence[Solution])
 def is_simple(corners: Doubles) -> bool:
     """Whether no two sides of a polygon `[n, 2]` cross."""
     sides = np.roll(corners, -1, 0) - corners
-    away = corners - corners[:, None]
-    on = np.sign(sides[:, None, 0] * away[..., 1] - sides[:, None, 1] * away[..., 0])  # side i, corner j: left or right
+    on = np.sign(cross(sides[:, None], corners - corners[:, None]))  # side i, corner j: left or right
     parted = on * np.roll(on, -1, 1) < 0  # side i has the ends of side j on both of its sides
     return not (parted & parted.T).any()
 
